@@ -1,0 +1,5 @@
+"""``python -m medmap`` is ``medmap``."""
+
+from medmap.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""From disk to batches: layouts, files, checks, preparation, store, splits, augmentation."""
