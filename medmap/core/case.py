@@ -1,4 +1,4 @@
-"""One patient: as read (Case), as the network sees it (Prepared), as answered (Prediction); and many of them (Batch)."""
+"""One patient: as read (Case), as the network sees it (Prepared), as answered (Prediction); and many (Batch)."""
 
 from __future__ import annotations
 

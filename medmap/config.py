@@ -1,0 +1,257 @@
+"""One YAML file describes one run: frozen models, every key checked, the nearest match named when a key is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from medmap.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class DataConfig(_Section):
+    """Which patients, and how they are divided.
+
+    store:        folder that ``medmap prepare`` wrote
+    modalities:   sequences to train on; all of the store's where null
+    split:        ``kfold`` or the name of a published list (brats2018-list1, brats2020, brats2021, …)
+    folds, fold:  k, and which of the k folds is the test fold of this run
+    split_seed:   seed of the k-fold draw
+    val_fraction: share of the training patients kept for validation (k-fold only; published lists bring their own)
+    """
+
+    store: str = ""
+    modalities: tuple[str, ...] | None = None
+    split: str = "kfold"
+    folds: Annotated[int, Field(ge=2)] = 3
+    fold: Annotated[int, Field(ge=0)] = 0
+    split_seed: int = 0
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> DataConfig:
+        if self.split == "kfold" and self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} of {self.folds} folds: expected 0 … {self.folds - 1}")
+        return self
+
+
+class ModelConfig(_Section):
+    """Which network.
+
+    name:         backbone, a key of ``medmap.models.BACKBONES``
+    size:         the backbone's named size
+    stem:         encoder T in front of the backbone: none, joint, non_shared, enhanced
+    stem_norm:    instance, or batch as in the published fragment
+    loss_weights: weights of the backbone's own loss terms by name (1 where not named, 0 switches off)
+    """
+
+    name: str = "unet"
+    size: str = "base"
+    stem: Literal["none", "joint", "non_shared", "enhanced"] = "none"
+    stem_norm: Literal["instance", "batch"] = "instance"
+    loss_weights: dict[str, float] = Field(default_factory=dict)
+
+
+class AlignConfig(_Section):
+    """MedMAP: which latents are pulled to which anchor, and how hard.
+
+    anchor:        none; pstar (learned mixture P*); pk (fixed modality P^k); pn (standard normal P^N); uniform
+    fixed:         the modality k of ``pk``
+    levels:        names of the latents that are aligned, as the backbone offers them (and ``stem``)
+    alpha:         weight α of the alignment loss
+    fill:          absent latents are replaced by the anchor: none; kept (over what this pass may look at);
+                   seen (the published form: at training also over what was dropped, a leak)
+    weights:       softmax, or ratio: the published w / Σw from N(0, 0.1²)
+    scale_at_test: the published form: at test, features are also multiplied by their weight
+    """
+
+    anchor: Literal["none", "pstar", "pk", "pn", "uniform"] = "pstar"
+    fixed: str | None = None
+    levels: tuple[str, ...] = ("x5",)
+    alpha: Annotated[float, Field(ge=0)] = 0.1
+    fill: Literal["none", "kept", "seen"] = "none"
+    weights: Literal["softmax", "ratio"] = "softmax"
+    scale_at_test: bool = False
+
+    @model_validator(mode="after")
+    def _fixed_needs_a_name(self) -> AlignConfig:
+        if (self.anchor == "pk") != (self.fixed is not None):
+            raise ValueError("anchor pk needs `fixed: MODALITY`, and only pk takes it")
+        if self.fill != "none" and self.anchor in ("none", "pn"):
+            raise ValueError(f"fill: {self.fill} needs an anchor made of the modalities; found anchor: {self.anchor}")
+        return self
+
+
+class SamplingConfig(_Section):
+    """Which sequences a training pass may look at.
+
+    subsets:          uniform over the non-empty subsets of what is seen; counts: first how many, then which;
+                      bernoulli: each kept with ``keep_probability``, at least one; full: everything seen
+    keep_probability: of ``bernoulli``
+    per:              sample: one mask each; batch: the published form, sample 0's mask for all
+    """
+
+    subsets: Literal["uniform", "counts", "bernoulli", "full"] = "uniform"
+    keep_probability: Annotated[float, Field(gt=0, le=1)] = 0.5
+    per: Literal["sample", "batch"] = "sample"
+
+
+class AugmentConfig(_Section):
+    """How training patches are changed, at nnU-Net's level. Probabilities are per sample; per image for intensities."""
+
+    enabled: bool = True
+
+
+class TrainConfig(_Section):
+    """The recipe.
+
+    steps, batch_size, patch: optimiser steps; samples a step; crop in voxels
+    foreground:  share of crops that are centred on a tumour voxel
+    optimizer:   adamw, or sgd with Nesterov momentum
+    schedule:    of the learning rate after ``warmup_steps``: poly (power 0.9), cosine, constant
+    ema:         decay of the moving average of weights that is validated and shipped; 0 switches it off
+    precision:   auto takes bf16 autocast where the machine computes faster in it, else fp32
+    validate_every, checkpoint_every, log_every: in steps
+    """
+
+    steps: Count = 2000
+    batch_size: Count = 2
+    patch: tuple[Count, Count, Count] = (64, 64, 64)
+    foreground: Fraction = 0.5
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    clip_norm: Positive = 12.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    validate_every: Count = 250
+    checkpoint_every: Count = 250
+    log_every: Count = 10
+
+
+class PredictConfig(_Section):
+    """How masks are made.
+
+    mirror:  axes (0 = left-right, 1 = front-back, 2 = bottom-top) whose flips are averaged at test time
+    et_min_ml: enhancing tumour below this volume is reported as none in the post-processed masks
+    """
+
+    mirror: tuple[Annotated[int, Field(ge=0, le=2)], ...] = ()
+    et_min_ml: Annotated[float, Field(ge=0)] = 0.5
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _anchored(value: Any) -> Any:
+    return {"anchor": value} if isinstance(value, str) else value
+
+
+class Config(_Section):
+    """One run. ``model: unet`` is short for ``model: {name: unet}``, ``align: none`` for ``align: {anchor: none}``."""
+
+    name: str = "run"
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    model: Annotated[ModelConfig, BeforeValidator(_named)] = ModelConfig()
+    align: Annotated[AlignConfig, BeforeValidator(_anchored)] = AlignConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    predict: PredictConfig = PredictConfig()
+
+    def to_yaml(self) -> str:
+        """Every key, resolved."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file (all defaults where None) and apply ``section.key=value`` overrides.
+
+    Raises ConfigError for a file that cannot be read or is not YAML, and for every wrong key or value, with the
+    nearest key that exists.
+
+    >>> load_config(None, ["train.steps=10", "model=unet", "align.alpha=1e-2"]).train.steps
+    10
+    """
+    tree: dict[str, Any] = {}
+    where = "defaults"
+    if path is not None:
+        where = str(path)
+        try:
+            tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected a YAML file") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{path}: found a {type(tree).__name__}; expected sections such as data:, model:, train:")
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(tree, where)
+
+
+def parse_config(tree: dict[str, Any], where: str = "configuration") -> Config:
+    """Check a tree of plain values. Raises ConfigError, one line a fault."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(tree, dict(fault)) for fault in error.errors()]
+        raise ConfigError(f"{where}: " + "\n".join(lines)) from error
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key.strip():
+        raise ConfigError(f"--set {override!r}: expected KEY=VALUE, such as train.steps=500")
+    *parents, last = key.strip().split(".")
+    node = tree
+    for parent in parents:
+        child = node.get(parent)
+        if isinstance(child, str):
+            # `model: unet` in the file and model.size on the command line
+            child = _anchored(child) if parent == "align" else _named(child)
+        if not isinstance(child, dict):
+            child = {}
+        node[parent] = child
+        node = child
+    value = yaml.safe_load(text) if text else None
+    if isinstance(value, str):
+        with suppress(ValueError):  # YAML 1.1 reads 1e-3 as a string
+            value = float(value)
+    if isinstance(value, str) and isinstance(node.get(last), dict):
+        value = {**node[last], **(_anchored(value) if last == "align" else _named(value))}
+    node[last] = value
+
+
+def _explain(tree: dict[str, Any], fault: dict[str, Any]) -> str:
+    location = [part for part in fault["loc"] if isinstance(part, str) and not part.startswith("function-")]
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        section: Any = Config
+        for part in location[:-1]:
+            annotation = section.model_fields[part].annotation
+            section = annotation
+        fields = list(section.model_fields)
+        near = get_close_matches(location[-1], fields, n=1, cutoff=0.4)
+        hint = f"did you mean {'.'.join([*location[:-1], near[0]])}? " if near else ""
+        return f"unknown key {key}; {hint}expected one of {', '.join(fields)}"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{key or 'configuration'}: {message} (found {fault['input']!r})"
