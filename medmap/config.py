@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from difflib import get_close_matches
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -54,14 +55,14 @@ class ModelConfig(_Section):
     name:         backbone, a key of ``medmap.models.BACKBONES``
     size:         the backbone's named size
     stem:         encoder T in front of the backbone: none, joint, non_shared, enhanced
-    stem_norm:    instance, or batch as in the published fragment
+    stem_published: the stem's blocks end in BatchNorm and ReLU, as in the published fragment
     loss_weights: weights of the backbone's own loss terms by name (1 where not named, 0 switches off)
     """
 
     name: str = "unet"
     size: str = "base"
     stem: Literal["none", "joint", "non_shared", "enhanced"] = "none"
-    stem_norm: Literal["instance", "batch"] = "instance"
+    stem_published: bool = False
     loss_weights: dict[str, float] = Field(default_factory=dict)
 
 
@@ -110,9 +111,58 @@ class SamplingConfig(_Section):
 
 
 class AugmentConfig(_Section):
-    """How training patches are changed, at nnU-Net's level. Probabilities are per sample; per image for intensities."""
+    """How training patches are changed; the defaults are nnU-Net v2's, and the bias field is ours.
+
+    Probabilities are per sample for the spatial changes (one head: all sequences move together) and per image for the
+    others (one scan each). Where nnU-Net draws a change per sample and then per channel (blur 0.2 × 0.5, low
+    resolution 0.25 × 0.5) the product stands here. Ranges are uniform; where a range of factors holds 1, the sides
+    below and above 1 are equally likely. ``p_… : 0`` switches a change off, ``enabled: false`` all of them.
+
+    p_rotation, rotation_deg:       about each of the three axes, drawn independently, in degrees
+    p_scaling, scale:               one factor for all axes; above 1 the anatomy grows
+    p_flip, flip_axes:              each named axis (0 = left-right, 1 = front-back, 2 = bottom-top) on its own
+    p_bias, bias_log_amplitude:     receive-coil field, at most exp(± this) within the patch
+    p_noise, noise_sd:              Gaussian, in units of the z-scored image
+    p_blur, blur_sigma_voxels:      Gaussian, each axis its own width
+    p_brightness, brightness:       factor on the z-scored image
+    p_contrast, contrast:           factor about the brain's mean, clipped to the brain's range
+    p_low_resolution, low_resolution: grid coarsened to this fraction of the voxels per axis and brought back
+    p_gamma, p_gamma_inverted, gamma: exponent on the image, and on its negative; mean and deviation are kept
+    """
 
     enabled: bool = True
+    p_rotation: Fraction = 0.2
+    rotation_deg: tuple[float, float] = (-30.0, 30.0)
+    p_scaling: Fraction = 0.2
+    scale: tuple[Positive, Positive] = (0.7, 1.4)
+    p_flip: Fraction = 0.5
+    flip_axes: tuple[Annotated[int, Field(ge=0, le=2)], ...] = (0, 1, 2)
+    p_bias: Fraction = 0.15
+    bias_log_amplitude: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(le=2)]] = (0.0, 0.3)
+    p_noise: Fraction = 0.1
+    noise_sd: tuple[Annotated[float, Field(ge=0)], float] = (0.0, 0.1)
+    p_blur: Fraction = 0.1
+    blur_sigma_voxels: tuple[Positive, Positive] = (0.5, 1.0)
+    p_brightness: Fraction = 0.15
+    brightness: tuple[Positive, Positive] = (0.75, 1.25)
+    p_contrast: Fraction = 0.15
+    contrast: tuple[Positive, Positive] = (0.75, 1.25)
+    p_low_resolution: Fraction = 0.125
+    low_resolution: tuple[Positive, Annotated[float, Field(le=1)]] = (0.5, 1.0)
+    p_gamma: Fraction = 0.3
+    p_gamma_inverted: Fraction = 0.1
+    gamma: tuple[Positive, Positive] = (0.7, 1.5)
+
+    @model_validator(mode="after")
+    def _ranges_are_ordered(self) -> AugmentConfig:
+        for name, value in self:
+            if isinstance(value, tuple) and name != "flip_axes" and not -inf < value[0] <= value[1] < inf:
+                raise ValueError(
+                    f"{name}: {list(value)} is not a range; expected [low, high] with low ≤ high, both finite"
+                )
+        if not -180 <= self.rotation_deg[0] <= self.rotation_deg[1] <= 180:
+            raise ValueError(f"rotation_deg: found {list(self.rotation_deg)}; expected degrees within -180 … 180")
+        return self
 
 
 class TrainConfig(_Section):

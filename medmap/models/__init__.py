@@ -1,0 +1,24 @@
+"""Networks: one paper, one file. A new backbone is a file beside these and a line in BACKBONES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+
+from medmap.core.modality import ModalitySet
+from medmap.errors import ConfigError
+from medmap.models.backbone import Backbone
+from medmap.models.unet import UNet
+
+Builder = Callable[[ModalitySet, int, str], Backbone]
+
+BACKBONES: dict[str, Builder] = {"unet": UNet}
+
+
+def build_backbone(name: str, modalities: ModalitySet, classes: int, size: str) -> Backbone:
+    """A backbone by name. Raises ConfigError with the nearest name for one that does not exist."""
+    if name not in BACKBONES:
+        near = get_close_matches(name, BACKBONES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"backbone {name!r} is not known; {hint}expected one of {', '.join(BACKBONES)}")
+    return BACKBONES[name](modalities, classes, size)

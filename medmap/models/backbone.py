@@ -1,0 +1,129 @@
+"""What a network must offer to be trained, evaluated and explained by medmap.
+
+Two steps, because alignment sits between them::
+
+    images, seen ── encode ──▶ Encoded ── (align, fill) ──▶ decode, kept ──▶ Decoded
+
+``seen`` says which sequences exist, ``kept`` which of them this pass may look at. A sequence that is not kept must be
+unable to move the logits. `medmap.models.check.check_backbone` holds a network to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from medmap.core.modality import ModalitySet
+
+Size3 = tuple[int, int, int]
+Levels = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Latents of every sequence, by level and modality.
+
+    levels:  {level: {modality: [B C x y z]}}; rows of samples in which the modality is not seen are 0; a modality
+             that no sample has may be left out
+    size:    (X, Y, Z) of the images in voxels; logits come back in this size
+    context: whatever the backbone hands from encode to decode besides; None for a separable backbone
+    filled:  per level, Bool[B M] of latents that were put in for absent ones
+    """
+
+    levels: Levels
+    size: Size3
+    context: Any = None
+    filled: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def present(self, level: str, kept: Bool[Tensor, "B M"]) -> Bool[Tensor, "B M"]:
+        """Which latents of a level a decoder may use: the kept ones, and those that were filled in."""
+        return kept | self.filled[level] if level in self.filled else kept
+
+    def with_filled(self, level: str, latents: Mapping[str, Tensor], filled: Bool[Tensor, "B M"]) -> Encoded:
+        """These latents with one level replaced."""
+        return replace(self, levels={**self.levels, level: latents}, filled={**self.filled, level: filled})
+
+
+class Auxiliary(NamedTuple):
+    """More logits that training holds against the truth, with the same criterion as the main ones.
+
+    logits: [B K x y z], of any resolution
+    rows:   Bool[B] samples that count, or None for all
+    """
+
+    logits: Tensor
+    rows: Tensor | None = None
+
+
+class Decoded(NamedTuple):
+    """The answer: logits [B K X Y Z]; further logits to supervise, by name; the backbone's own loss terms, by name."""
+
+    logits: Tensor
+    auxiliary: dict[str, Auxiliary]
+    losses: dict[str, Tensor]
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A torch module with these members; nothing has to be inherited but `torch.nn.Module`.
+
+    modalities: the sequences it was built for; column m of every mask is ``modalities.names[m]``
+    classes:    K, label classes with the background
+    strides:    {level: voxels per latent element}, the levels it offers for alignment
+    separable:  encoding a modality depends on that modality alone, and ``context`` is None; then each sequence is
+                encoded once for all subsets, on its own brain box
+    """
+
+    modalities: ModalitySet
+    classes: int
+    strides: Mapping[str, int]
+    separable: bool
+
+    def encode(self, images: Mapping[str, Tensor], seen: Bool[Tensor, "B M"]) -> Encoded:
+        """Latents of the modalities in ``images``, [B 1 X Y Z] each, any size, rows that are not seen arbitrary."""
+        ...
+
+    def decode(self, encoded: Encoded, kept: Bool[Tensor, "B M"]) -> Decoded:
+        """Logits from the kept modalities alone."""
+        ...
+
+    def supported_subsets(self) -> list[ModalitySet]:
+        """The subsets it can answer; all 2^M − 1 unless the method cannot."""
+        ...
+
+
+def encode_rows(
+    module: Callable[[Tensor], Mapping[str, Tensor]], image: Float[Tensor, "B C X Y Z"], rows: Bool[Tensor, " B"]
+) -> dict[str, Tensor]:
+    """Run a module on the rows of a batch in which a modality exists, and put zeros in the others.
+
+    What is absent then meets no convolution, no attention and no statistics of a normalisation.
+    """
+    if bool(rows.all()):
+        return dict(module(image))
+    index = rows.nonzero().squeeze(1)
+    some = module(image.index_select(0, index))
+    return {
+        level: torch.zeros((len(image), *latent.shape[1:]), dtype=latent.dtype, device=latent.device).index_copy(
+            0, index, latent
+        )
+        for level, latent in some.items()
+    }
+
+
+def stacked(latents: Mapping[str, Tensor], modalities: ModalitySet) -> Float[Tensor, "B M C x y z"]:
+    """One level's latents as one tensor in the order of ``modalities``; zeros for a modality that is left out."""
+    template = next(iter(latents.values()))
+    return torch.stack([latents.get(name, torch.zeros_like(template)) for name in modalities], dim=1)
+
+
+def columns(mask: Bool[Tensor, "B M"], modalities: ModalitySet) -> Iterator[tuple[str, Bool[Tensor, " B"]]]:
+    """(modality, its column of the mask) for every modality that at least one sample has."""
+    for index, name in enumerate(modalities):
+        if bool(mask[:, index].any()):
+            yield name, mask[:, index]

@@ -1,0 +1,145 @@
+"""The plain backbone: one encoder per modality, a gated mean at every level, one decoder.
+
+    z_{j,l} = encoder_j(x_j)                                              per modality j, level l
+    a_{j,l} = softmax over kept j of score_{j,l}(z_{j,l})                  per voxel; scores start at 0: a mean
+    f_l     = act(norm(Σ_j a_{j,l} z_{j,l}))
+    logits  = decoder(f_1 … f_L)
+
+Fusion by mean goes back to HeMIS (Havaei et al., MICCAI 2016); the gate lets a voxel trust the sequence that shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from medmap.core.modality import ModalitySet
+from medmap.errors import ConfigError
+from medmap.models.backbone import Auxiliary, Decoded, Encoded, columns, encode_rows
+from medmap.models.blocks import DecoderLevel, EncoderLevel, cropped, normalise, pad_to_stride
+
+
+@dataclass(frozen=True)
+class UNetSize:
+    """channels: per level, level l has stride 2^(l−1); deep: levels whose own logits are supervised as well."""
+
+    channels: tuple[int, ...]
+    deep: tuple[str, ...] = ()
+
+
+class UNet(nn.Module):
+    """Per-modality encoders, gated fusion per level, one decoder; see the head of this file.
+
+    modalities: M sequences; classes: K; size: ``tiny`` (0.7 M parameters at M = 4), ``base`` (9 M), ``large`` (30 M,
+    deep supervision).
+
+    >>> net = UNet(ModalitySet(("t1c", "t2f")), classes=4, size="tiny")
+    >>> seen = torch.tensor([[True, False]])
+    >>> net.decode(net.encode({"t1c": torch.randn(1, 1, 17, 20, 16)}, seen), seen).logits.shape
+    torch.Size([1, 4, 17, 20, 16])
+    """
+
+    separable = True
+
+    def __init__(self, modalities: ModalitySet, classes: int, size: str = "base") -> None:
+        super().__init__()
+        if size not in SIZES:
+            raise ConfigError(f"unet has no size {size!r}; expected one of {', '.join(SIZES)}")
+        shape = SIZES[size]
+        self.modalities = modalities
+        self.classes = classes
+        names = [f"x{level}" for level in range(1, len(shape.channels) + 1)]
+        self.strides = {name: 2**level for level, name in enumerate(names)}
+        self.encoders = nn.ModuleDict({name: _Encoder(shape.channels) for name in modalities})
+        self.fusions = nn.ModuleDict({n: _GatedMean(modalities, c) for n, c in zip(names, shape.channels, strict=True)})
+        self.decoder = nn.ModuleDict(
+            {name: DecoderLevel(below, c) for name, (c, below) in zip(names, pairwise(shape.channels), strict=False)}
+        )
+        self.head = nn.Conv3d(shape.channels[0], classes, 1)
+        self.deep = nn.ModuleDict(
+            {name: nn.Conv3d(shape.channels[names.index(name)], classes, 1) for name in shape.deep}
+        )
+
+    def supported_subsets(self) -> list[ModalitySet]:
+        return self.modalities.subsets()
+
+    def encode(self, images: Mapping[str, Tensor], seen: Bool[Tensor, "B M"]) -> Encoded:
+        x, y, z = next(iter(images.values())).shape[2:]
+        stride = max(self.strides.values())
+        levels: dict[str, dict[str, Tensor]] = {name: {} for name in self.strides}
+        for name, rows in columns(seen, self.modalities):
+            for level, latent in encode_rows(self.encoders[name], pad_to_stride(images[name], stride), rows).items():
+                levels[level][name] = latent
+        return Encoded(levels, (x, y, z))
+
+    def decode(self, encoded: Encoded, kept: Bool[Tensor, "B M"]) -> Decoded:
+        fused = {
+            level: fusion(encoded.levels[level], encoded.present(level, kept)) for level, fusion in self.fusions.items()
+        }
+        *shallow, deepest = self.strides
+        x = fused[deepest]
+        auxiliary = {}
+        for level in reversed(shallow):
+            x = self.decoder[level](x, fused[level])
+            if self.training and level in self.deep:
+                auxiliary[f"deep/{level}"] = Auxiliary(self.deep[level](x))
+        return Decoded(cropped(self.head(x), encoded.size), auxiliary, {})
+
+
+class _Encoder(nn.Module):
+    """One modality's encoder: image [B 1 X Y Z] → {level: [B C x y z]}."""
+
+    def __init__(self, channels: tuple[int, ...]) -> None:
+        super().__init__()
+        before = (1, *channels)
+        self.levels = nn.ModuleList(
+            EncoderLevel(b, c, stride=1 if i == 0 else 2)
+            for i, (b, c) in enumerate(zip(before, channels, strict=False))
+        )
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        latents = {}
+        for index, level in enumerate(self.levels, start=1):
+            x = level(x)
+            latents[f"x{index}"] = x
+        return latents
+
+
+class _GatedMean(nn.Module):
+    """Σ_j a_j z_j with a = softmax over present modalities of a 1×1×1 convolution of z_j; then norm and activation."""
+
+    def __init__(self, modalities: ModalitySet, channels: int) -> None:
+        super().__init__()
+        self.modalities = modalities
+        self.scores = nn.ModuleDict({name: nn.Conv3d(channels, 1, 1, bias=False) for name in modalities})
+        for score in self.scores.values():
+            nn.init.zeros_(score.weight)
+        self.after = normalise(channels)
+
+    def forward(self, latents: Mapping[str, Tensor], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B C x y z"]:
+        usable = list(columns(present, self.modalities))
+        scores = torch.cat(
+            [
+                self.scores[name](latents[name]).float().masked_fill(~rows.view(-1, 1, 1, 1, 1), -torch.inf)
+                for name, rows in usable
+            ],
+            dim=1,
+        )
+        gates = scores.softmax(dim=1)
+        total = torch.zeros_like(latents[usable[0][0]])
+        for index, (name, _) in enumerate(usable):
+            total = torch.addcmul(total, gates[:, index : index + 1].to(total.dtype), latents[name])
+        return self.after(total)
+
+
+SIZES: dict[str, UNetSize] = {
+    "tiny": UNetSize((8, 16, 32, 48)),
+    "small": UNetSize((12, 24, 48, 96)),
+    "base": UNetSize((16, 32, 64, 128, 128)),
+    "large": UNetSize((32, 64, 128, 224, 256), deep=("x2", "x3")),
+}
