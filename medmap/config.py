@@ -157,9 +157,7 @@ class AugmentConfig(_Section):
     def _ranges_are_ordered(self) -> AugmentConfig:
         for name, value in self:
             if isinstance(value, tuple) and name != "flip_axes" and not -inf < value[0] <= value[1] < inf:
-                raise ValueError(
-                    f"{name}: {list(value)} is not a range; expected [low, high] with low ≤ high, both finite"
-                )
+                raise ValueError(f"{name}: found {list(value)}; expected [low, high], low ≤ high, both finite")
         if not -180 <= self.rotation_deg[0] <= self.rotation_deg[1] <= 180:
             raise ValueError(f"rotation_deg: found {list(self.rotation_deg)}; expected degrees within -180 … 180")
         return self
