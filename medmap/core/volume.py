@@ -77,10 +77,10 @@ def grid_with_spacing(grid: Grid, spacing_mm: float) -> Grid:
     >>> grid_with_spacing(Grid((240, 240, 155), np.eye(4)), 2.0).shape
     (120, 120, 78)
     """
-    if not (np.isfinite(spacing_mm) and spacing_mm > 0):
-        raise InputError(f"spacing {spacing_mm} mm: expected a positive number of millimetres, such as 1.0")
+    check_spacing(spacing_mm)
     shape = np.array(grid.shape)
-    scale = spacing_mm / np.array(grid.spacing_mm)
+    # rounded: files of one case may differ in the last digits, and which of them is read first must change nothing
+    scale = spacing_mm / np.round(grid.spacing_mm, 4)
     x, y, z = (int(n) for n in np.maximum(1, np.ceil(shape / scale - _RIM_VOXELS)))
     affine = grid.affine.copy()
     affine[:3, :3] = grid.affine[:3, :3] * scale
@@ -88,6 +88,12 @@ def grid_with_spacing(grid: Grid, spacing_mm: float) -> Grid:
     affine[:3, 3] = centre - affine[:3, :3] @ ((np.array([x, y, z]) - 1) / 2)
     new = Grid((x, y, z), affine)
     return grid if new.matches(grid) else new
+
+
+def check_spacing(spacing_mm: float) -> None:
+    """Raises InputError for a spacing that is not a positive number of mm."""
+    if not (np.isfinite(spacing_mm) and spacing_mm > 0):
+        raise InputError(f"spacing {spacing_mm} mm: expected a positive number of millimetres, such as 1.0")
 
 
 def resample(array: NDArray[Any], source: Grid, target: Grid, order: int) -> NDArray[Any]:
