@@ -87,7 +87,7 @@ def bounding_box(mask: NDArray[Any]) -> Box | None:
     >>> bounding_box(np.pad(np.ones((2, 3, 4)), 1))
     Box(start=(1, 1, 1), stop=(3, 4, 5))
     """
-    occupied = mask != 0
+    occupied = mask if mask.dtype == np.bool_ else mask != 0  # a copy of a full volume costs more than the search
     start, stop = [], []
     for axis in range(3):
         line = np.flatnonzero(occupied.any(axis=tuple(a for a in range(3) if a != axis)))
