@@ -104,7 +104,8 @@ class LabelScheme:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LabelScheme:
         """The inverse of `to_dict`."""
-        return cls(data["name"], tuple(data["classes"]), data["codes"], data["regions"])
+        regions = {region: tuple(members) for region, members in data["regions"].items()}
+        return cls(data["name"], tuple(data["classes"]), data["codes"], regions)
 
 
 _GLIOMA = ("background", "ncr", "ed", "et")
