@@ -1,0 +1,55 @@
+"""What a file's name says: whose image it is and of which sequence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from medmap.core.modality import ALIASES
+from medmap.data.nifti import stem
+
+
+def by_tail(paths: list[Path]) -> tuple[dict[str, dict[str, Path]], dict[str, Path], list[Path]]:
+    """{case: {modality: file}}, {case: segmentation}, and what is neither, by the ends of the names."""
+    images: dict[str, dict[str, Path]] = {}
+    segs: dict[str, Path] = {}
+    spare: list[Path] = []
+    for path in paths:
+        match = _TAIL.fullmatch(stem(path))
+        case, tail = (match["id"] or "", match["tail"].lower()) if match else ("", "")
+        name = ALIASES.get(re.sub("^t2[-_]", "", tail) if "flair" in tail else tail)
+        if name is not None and name not in images.get(case, {}):
+            images.setdefault(case, {})[name] = path
+        elif tail in SEG_WORDS and case not in segs:
+            segs[case] = path
+        else:
+            spare.append(path)
+    return images, segs, spare
+
+
+def style_of(paths: Iterable[Path]) -> str:
+    """``brats2021`` (all end in _t1 _t1ce _t2 _flair), ``brats2023`` (all in -t1n -t1c -t2w -t2f) or ``plain``."""
+    names = [stem(path) for path in paths]
+    for style, pattern in _STYLES.items():
+        if all(re.search(pattern, name) for name in names):
+            return style
+    return "plain"
+
+
+def bids_name(path: Path) -> str | None:
+    """Modality of a BIDS anatomical image, None where it is another kind of image."""
+    *entities, suffix = stem(path).split("_")
+    if suffix == "T1w" and any(entity.startswith("ce-") for entity in entities):
+        return "t1c"
+    return {"T1w": "t1n", "T2w": "t2w", "FLAIR": "t2f"}.get(suffix)
+
+
+def bids_case(path: Path) -> str:
+    """Subject and session of a BIDS file, e.g. ``sub-01_ses-2``."""
+    return "_".join(entity for entity in stem(path).split("_") if entity.startswith(("sub-", "ses-")))
+
+
+SEG_WORDS = ("seg", "segm", "segmentation", "label", "labels", "dseg")
+_TAIL = re.compile(r"(?:(?P<id>.+?)[-_.])?(?P<tail>(?:t2[-_])?flair|[^-_.]+)", re.IGNORECASE)
+_STYLES = {"brats2021": r"_(t1|t1ce|t2|flair)$", "brats2023": r"-(t1n|t1c|t2w|t2f)$"}

@@ -1,0 +1,261 @@
+"""NIfTI files: headers, volumes, label maps in; masks and volumes out, never half-written."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import DTypeLike, NDArray
+
+from medmap.core.case import Grid
+from medmap.errors import InputError
+
+SUFFIXES = (".nii.gz", ".nii")
+
+_SPACE_FIELDS = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about its volume, without its voxels.
+
+    path:    the file
+    shape:   voxels per axis, as stored (four axes where several volumes share the file)
+    affine:  4×4 voxel → mm in RAS+, invertible
+    dtype:   type on disk
+    oriented: whether the file says where the volume lies (qform or sform code > 0); else the affine is a default
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+    dtype: np.dtype[Any]
+    oriented: bool = True
+
+    @property
+    def channels(self) -> int:
+        """Number of volumes in the file: 1 for a 3-D file, also where its shape ends with ones."""
+        return prod(self.shape[3:])
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of one volume."""
+        x, y, z = self.shape[:3]
+        return Grid((x, y, z), self.affine)
+
+    @property
+    def orientation(self) -> str:
+        """Where the storage axes point, e.g. ``RAS`` or ``LPS``."""
+        return "".join(nib.aff2axcodes(self.affine))
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether the name is that of a NIfTI file (hidden files are not: some archives carry ``._name.nii.gz``)."""
+    return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
+
+
+def stem(path: Path) -> str:
+    """File name without ``.nii`` or ``.nii.gz``.
+
+    >>> stem(Path("BraTS2021_00000_t1ce.nii.gz"))
+    'BraTS2021_00000_t1ce'
+    """
+    lower = path.name.lower()
+    return next((path.name[: -len(end)] for end in SUFFIXES if lower.endswith(end)), path.name)
+
+
+def read_header(path: Path) -> Header:
+    """Shape, affine and type of a NIfTI file; the voxels are not read.
+
+    Raises InputError for a file that is absent, unreadable, not NIfTI, not at least 3-D, or whose
+    affine has no inverse.
+    """
+    image = _open(Path(path))
+    shape = tuple(int(n) for n in image.shape)
+    if len(shape) < 3 or min(shape) < 1:
+        raise InputError(f"{path}: found {len(shape)} dimensions {shape}; a 3-D volume is expected")
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise InputError(f"{path}: the affine has no inverse, so nobody knows where its voxels lie; export it again")
+    dtype = image.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise InputError(f"{path}: voxels are of type {dtype}; numbers are expected (is it a colour picture?)")
+    codes = int(image.header["qform_code"]), int(image.header["sform_code"])
+    return Header(Path(path), shape, affine, dtype, any(codes))
+
+
+def read_volume(path: Path, channel: int | None = None) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """One volume as Float32[X Y Z], with the file's scale and offset applied, and its affine (4×4 voxel → mm, RAS+).
+
+    channel: which volume of a 4-D file; None where the file is 3-D
+
+    Raises InputError as `read_header` does, for a damaged file, for a 4-D file where no channel is asked for, and
+    for a channel that the file does not hold.
+    """
+    header = read_header(path)
+    data = _voxels(header, channel)
+    volume = np.ascontiguousarray(data, dtype=np.float32)
+    return volume, header.affine
+
+
+def read_labels(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """A label map as integers [X Y Z] in the file's own codes (UInt8 where they fit, else Int32), and its affine.
+
+    Raises InputError as `read_volume` does, and for values that are not whole numbers.
+    """
+    header = read_header(path)
+    data = _voxels(header, None)
+    if data.dtype.kind == "f":
+        odd = int(np.count_nonzero(data != np.rint(data)))
+        if odd:
+            raise InputError(
+                f"{path}: {odd} voxels are not whole numbers, so this is no label map; if it was resampled, "
+                "do that again with nearest-neighbour interpolation"
+            )
+    small = data.size == 0 or (data.min() >= 0 and data.max() <= 255)
+    return np.ascontiguousarray(data, dtype=np.uint8 if small else np.int32), header.affine
+
+
+def write_mask(path: Path, labels: NDArray[Any], like: Path) -> None:
+    """Write codes as UInt8 on exactly the grid of the file ``like``: its affine, qform and sform with their codes.
+
+    labels: integers 0…255, [X Y Z] of the reference file
+
+    The file appears under its name only when it is whole. Raises InputError where the reference cannot be read, the
+    shape is another one, or the place cannot be written.
+    """
+    reference = _open(Path(like))
+    if labels.shape != tuple(reference.shape[:3]):
+        raise InputError(
+            f"{path}: the mask has {labels.shape} voxels, {like} has {reference.shape[:3]}; same grid needed"
+        )
+    header = type(reference.header)()
+    for name in _SPACE_FIELDS:
+        header[name] = reference.header[name]
+    header["pixdim"][:4] = reference.header["pixdim"][:4]
+    header.set_data_dtype(np.uint8)
+    mask = type(reference)(np.ascontiguousarray(labels, dtype=np.uint8), None, header)
+    _save(mask, Path(path))
+
+
+def write_volume(path: Path, array: NDArray[Any], affine: NDArray[Any], dtype: DTypeLike | None = None) -> None:
+    """Write a volume with its affine (4×4 voxel → mm, RAS+) as qform and sform; never half-written.
+
+    dtype: type on disk, the array's own where None; floats are rounded on the way to integers
+
+    Raises InputError where the place cannot be written.
+    """
+    target = np.dtype(array.dtype if dtype is None else dtype)
+    values = np.rint(array) if target.kind in "iu" and array.dtype.kind == "f" else array
+    image = nib.Nifti1Image(np.ascontiguousarray(values, dtype=target), np.asarray(affine, np.float64), dtype=target)
+    image.set_qform(image.affine, code=1)
+    image.set_sform(image.affine, code=1)
+    image.header.set_xyzt_units("mm")
+    _save(image, Path(path))
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex. Raises InputError for a file that cannot be read."""
+    with _explained(Path(path)), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def looks_cut_off(header: Header) -> bool:
+    """Whether the file is too short for the volume that its header promises.
+
+    Cheap: an uncompressed file has its size; a gzip file ends with the number of bytes it unpacks to (modulo 2³²).
+    Only where that number disagrees (legal for a gzip file of several members) is the file unpacked to be sure.
+    """
+    needed = prod(header.shape) * header.dtype.itemsize + 352
+    size = header.path.stat().st_size
+    if not header.path.name.lower().endswith(".gz"):
+        return size < needed
+    with open(header.path, "rb") as file:
+        file.seek(max(0, size - 4))
+        promised = int.from_bytes(file.read(4), "little")
+    if (promised - needed) % 2**32 < 2**20:  # header extensions make it a little longer
+        return False
+    try:
+        with gzip.open(header.path, "rb") as stream:
+            return sum(len(block) for block in iter(lambda: stream.read(1 << 20), b"")) < needed
+    except (OSError, EOFError, zlib.error):
+        return True
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what nibabel, gzip and the system raise into one InputError that names the file and the cure."""
+    again = "copy or download it again"
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; check the path") from error
+    except gzip.BadGzipFile as error:
+        raise InputError(f"{path}: named .gz but its bytes are not gzip ({error}); {again}, or rename it") from error
+    except (EOFError, zlib.error) as error:
+        raise InputError(f"{path}: damaged or cut off while it was written ({error}); {again}") from error
+    except (ImageFileError, HeaderDataError) as error:
+        raise InputError(
+            f"{path}: not a NIfTI file ({str(error).splitlines()[0]}); expected .nii or .nii.gz"
+        ) from error
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); {again}") from error
+
+
+def _open(path: Path) -> Any:
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; a NIfTI file is expected")
+    with _explained(path):
+        image = nib.load(path)
+    if not isinstance(image, nib.Nifti1Image):
+        raise InputError(f"{path}: found {type(image).__name__}; expected a NIfTI file (.nii or .nii.gz)")
+    return image
+
+
+def _voxels(header: Header, channel: int | None) -> NDArray[Any]:
+    many = header.channels
+    if channel is None and many > 1:
+        raise InputError(
+            f"{header.path}: found a 4-D file of shape {header.shape}; a 3-D volume is expected; split it into its "
+            "volumes (fslsplit, or img.slicer[..., i] of nibabel)"
+        )
+    if channel is not None and not 0 <= channel < many:
+        raise InputError(f"{header.path}: volume {channel + 1} is asked for, the file holds {many}")
+    with _explained(header.path):
+        data = nib.load(header.path, mmap=False).dataobj
+        if len(header.shape) > 3:
+            return np.asanyarray(data[..., 0 if channel is None else channel]).reshape(header.shape[:3])
+        return np.asanyarray(data)
+
+
+def _save(image: Any, path: Path) -> None:
+    end = next((end for end in SUFFIXES if path.name.lower().endswith(end)), None)
+    if end is None:
+        raise InputError(f"{path}: masks and volumes are written as .nii.gz (or .nii); give it such a name")
+    # Same folder, so that the last step is a rename on one file system; the hidden name is never taken for data.
+    temporary = path.with_name(f".{stem(path)}.{os.getpid()}{end}")
+    try:
+        nib.save(image, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); check that the folder exists, that it may be "
+            "written to, and that the disk is not full"
+        ) from error
