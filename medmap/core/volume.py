@@ -6,6 +6,7 @@ y to the front, z to the head); an index points at a voxel's centre.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -127,12 +128,33 @@ def _nearest(volume: NDArray[Any], matrix: NDArray[np.float64], shape: Index3) -
 
 def _linear(volume: NDArray[Any], matrix: NDArray[np.float64], shape: Index3) -> NDArray[np.float32]:
     turn, shift = matrix[:3, :3], matrix[:3, 3]
-    points = _points_in_a_voxel(matrix)
+    axes = _points_in_a_voxel(turn)
     volume = volume.astype(np.float32, copy=False)
+    if np.array_equal(turn, np.diag(turn.diagonal())):
+        # grids with the same axes: one axis after the other gives the same at a fraction of the cost
+        for axis, points in enumerate(axes):
+            centres = np.arange(shape[axis])
+            volume = _linear_along(volume, axis, [turn[axis, axis] * (centres + p) + shift[axis] for p in points])
+        return volume
     total = np.zeros(shape, np.float32)
-    for point in points:
+    for point in product(*axes):
         total += ndimage.affine_transform(volume, turn, turn @ point + shift, shape, order=1, mode="nearest")
-    return total / np.float32(len(points))
+    return total / np.float32(np.prod([len(points) for points in axes]))
+
+
+def _linear_along(
+    volume: NDArray[np.float32], axis: int, positions: Sequence[NDArray[np.float64]]
+) -> NDArray[np.float32]:
+    """Mean over ``positions`` (each: one position in voxels per output plane) of linear interpolation along an axis."""
+    last = volume.shape[axis] - 1
+    column = tuple(-1 if a == axis else 1 for a in range(3))
+    total = np.zeros([len(positions[0]) if a == axis else size for a, size in enumerate(volume.shape)], np.float32)
+    for position in positions:
+        inner = position.clip(0, last)
+        lower = np.floor(inner).astype(int)
+        share = (inner - lower).astype(np.float32).reshape(column)
+        total += (1 - share) * volume.take(lower, axis) + share * volume.take(np.minimum(lower + 1, last), axis)
+    return total / np.float32(len(positions))
 
 
 def resample_labels(labels: NDArray[Any], source: Grid, target: Grid) -> NDArray[Any]:
@@ -168,11 +190,10 @@ def zscore(array: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     return out
 
 
-def _points_in_a_voxel(matrix: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """Offsets from a target voxel's centre, in target voxels: along each axis as many as source voxels fit into it."""
-    counts = np.ceil(np.linalg.norm(matrix[:3, :3], axis=0) - _RIM_VOXELS).astype(int).clip(1)
-    axes = [(np.arange(count) + 0.5) / count - 0.5 for count in counts]
-    return [np.array(point) for point in product(*axes)]
+def _points_in_a_voxel(turn: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Per target axis, offsets from a voxel's centre in voxels: as many as source voxels fit into it along it."""
+    counts = np.ceil(np.linalg.norm(turn, axis=0) - _RIM_VOXELS).astype(int).clip(1)
+    return [(np.arange(count) + 0.5) / count - 0.5 for count in counts]
 
 
 def _inside(matrix: NDArray[np.float64], source: Grid, target: Grid) -> NDArray[np.bool_]:

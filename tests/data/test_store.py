@@ -39,6 +39,12 @@ def write_case(root: Path, case_id: str, names: tuple[str, ...] = SEQUENCES, see
     write_volume(root / case_id / f"{case_id}-seg.nii.gz", labels, LPS)
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch):
+    """Hundreds of small files are made here; none of them has to survive a power cut."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 @pytest.fixture
 def data(tmp_path) -> DataFolder:
     """Four cases; the second really lacks two sequences."""
