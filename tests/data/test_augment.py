@@ -193,10 +193,27 @@ def test_draws_come_as_often_and_as_wide_as_configured():
         assert abs(rates[name] - p) < 4 * (p * (1 - p) / n) ** 0.5, name
     exponents = torch.tensor([step[1][0] for step in steps if step[0] is gamma])
     assert (exponents < 1).float().mean().item() == pytest.approx(0.5, abs=0.06)
+    assert exponents[exponents < 1].mean().item() == pytest.approx(0.85, abs=0.01)
+    assert exponents[exponents > 1].mean().item() == pytest.approx(1.25, abs=0.03)
     assert 0.7 <= exponents.min() < 0.72
     assert 1.48 < exponents.max() <= 1.5
     turns = torch.tensor([p.rotation_deg for p in drawn.placements])
     assert 29 < turns.abs().max() <= 30  # degrees
+
+
+@pytest.mark.parametrize("name", CHANCES)
+def test_each_probability_governs_its_own_change(name):
+    drawn = draw(NOTHING.model_copy(update={name: 1.0}), 5, 2, seeded(0))
+    steps = {step[0] for sample in drawn.scans for scan in sample for step in scan}
+    happened = {
+        "p_rotation": all(any(p.rotation_deg) for p in drawn.placements),
+        "p_scaling": all(p.scale != 1 for p in drawn.placements),
+        "p_flip": all(all(p.flip) for p in drawn.placements),
+        "p_bias": bias_field in steps,
+        **{f"p_{f.__name__}": f in steps for f in (noise, blur, brightness, contrast, low_resolution)},
+        **{f"p_{f.__name__}": f in steps for f in (gamma, gamma_inverted)},
+    }
+    assert [key for key, value in happened.items() if value] == [name]
 
 
 def test_images_of_one_sample_are_placed_together_and_coloured_apart():
