@@ -8,6 +8,7 @@ STORE/cases/ID/labels.npy        UInt8[x y z] class indices, on its own box
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -75,6 +76,11 @@ def read_boxed(path: Path, box: Mapping[str, Any], dtype: DTypeLike) -> Boxed:
         # an array without voxels cannot be mapped
         values = np.load(path, mmap_mode="r" if 0 not in where.shape else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
+        if getattr(error, "errno", None) == errno.EMFILE:
+            # each mapped array keeps its file open for as long as it lives
+            raise InputError(
+                f"{path}: too many arrays are open at once; allow more open files: ulimit -n 65536"
+            ) from error
         raise InputError(f"{path}: damaged or absent ({error}); {_CURE.format(path.parent)}") from error
     if values.shape != where.shape or values.dtype != np.dtype(dtype):
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 from collections import namedtuple
 from dataclasses import replace
@@ -317,6 +318,21 @@ def test_damaged_arrays_and_unknown_cases_are_named(data, tmp_path):
     np.save(path, np.zeros((2, 2, 2), np.float32))
     with pytest.raises(InputError, match=r"found float32 \(2, 2, 2\), the manifest says float16"):
         store.load(store.ids[0])
+
+
+def test_too_many_open_arrays_are_not_called_damage(data, tmp_path):
+    write_store(data, tmp_path / "store")
+    store = Store(tmp_path / "store")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = {int(name) for name in os.listdir("/proc/self/fd")}
+    room = next(n for n in range(soft) if n - sum(fd < n for fd in taken) == 12)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (room, hard))
+    try:
+        with pytest.raises(InputError, match="too many arrays are open at once; allow more open files: ulimit -n"):
+            _ = [store.load(case_id) for case_id in store.ids]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len([store.load(case_id) for case_id in store.ids]) == 4
 
 
 def test_the_hash_follows_the_voxels_and_not_the_place(data, tmp_path):
