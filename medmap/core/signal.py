@@ -156,7 +156,7 @@ TISSUES: dict[str, Tissue] = {
     # "Quantitative T1 mapping indicates tumor infiltration beyond the enhancing part of glioblastomas",
     # NMR Biomed 2020 (0.84 ± 0.21 s); oedema lost 0.12 s there.
     "oedema": Tissue(pd=0.87, t1_s=1.40, t2_s=0.180),
-    "solid": Tissue(pd=0.87, t1_s=1.50, t2_s=0.180),
+    "solid": Tissue(pd=0.87, t1_s=1.50, t2_s=0.165),
     "necrosis": Tissue(pd=0.94, t1_s=2.20, t2_s=0.300),
 }
 """Tissues at 3 T, of normal brain and of glioma."""

@@ -176,7 +176,7 @@ def _ellipsoid(
 def _cerebrum(x: Volume, y: Volume, z: Volume) -> Volume:
     width = 66 * (1 - np.float32(0.0013) * y)  # broader behind than in front
     height = np.where(z > 4, np.float32(63), np.float32(46))
-    return _ellipsoid(x, y, z, (0, 0, 4), (width, 84, height))
+    return _ellipsoid(x, y, z, (0, 0, 4), (width, 82, height))
 
 
 def _capsule(x: Volume, y: Volume, z: Volume, start: Point, stop: Point) -> Volume:

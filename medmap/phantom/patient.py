@@ -140,7 +140,7 @@ def _draw_pathology(generator: np.random.Generator) -> Pathology:
         oedema=float(between(0.7, 1.0)),
         solid=float(between(0.1, 0.9)),
         agent_mmol_l={
-            "solid": float(np.exp(np.clip(generator.normal(np.log(0.15), 0.3), np.log(0.1), np.log(0.3)))),
+            "solid": float(np.exp(np.clip(generator.normal(np.log(0.16), 0.3), np.log(0.12), np.log(0.3)))),
             "blood": float(between(0.15, 0.5)),
             "oedema": float(between(0.0, 0.02)),
             "necrosis": float(between(0.0, 0.03)),

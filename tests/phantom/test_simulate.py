@@ -87,7 +87,8 @@ def test_sequences_show_different_things(cases: list[Case]) -> None:
     assert contrast["t1c"][3] - contrast["t1c"][2] > 0.5  # the rim takes up contrast agent, oedema does not
     assert contrast["t1c"][3] - contrast["t1c"][1] > 1.0
     assert contrast["t1n"][3] < 0.3  # and native T1 does not know
-    assert abs(contrast["t2f"][3] - contrast["t2f"][1]) < 1.0  # FLAIR hardly tells rim from core
+    flair, agent = (abs(contrast[name][3] - contrast[name][1]) for name in ("t2f", "t1c"))
+    assert flair < 0.6 * agent  # FLAIR tells rim from core worse than contrast agent does
 
 
 def test_volumes_on_the_grid_lie_in_broad_bands(cases: list[Case]) -> None:

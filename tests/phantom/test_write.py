@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medmap.core.modality import ModalitySet
+from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.errors import InputError
 from medmap.phantom import simulate, write_phantoms
 from medmap.phantom import write as module
@@ -111,6 +111,13 @@ def test_missing_sequences_are_really_missing_and_one_stays(tmp_path: Path, miss
     assert min(counts) >= 1
     assert sum(counts) < 16
     assert missing < 1 or counts == [1] * 4
+
+
+def test_each_sequence_is_lost_as_often_as_asked() -> None:
+    there = [module._sequences(0, index, GLIOMA_MRI, 0.3) for index in range(2000)]
+    for name in GLIOMA_MRI:
+        # one always stays, which saves 0.3⁴ / 4 of each; the standard error is 0.01
+        assert np.mean([name not in names for names in there]) == pytest.approx(0.3 - 0.3**4 / 4, abs=0.035)
 
 
 @pytest.mark.parametrize(
