@@ -15,7 +15,7 @@ from typing import Any
 
 from medmap.data.cases import CaseFiles, DataFolder
 from medmap.data.check_text import render
-from medmap.data.faults import Fault, Look, duplicates, expected, undecided
+from medmap.data.faults import Fault, Look, duplicates, expected, relative, undecided
 from medmap.data.layouts import FAMILIES, recognise
 from medmap.data.nifti import Header
 
@@ -118,16 +118,13 @@ def _grid_key(header: Header) -> tuple[Any, ...]:
 
 
 def _case_dict(case: CaseFiles, root: Path) -> dict[str, Any]:
-    def name(path: Path) -> str:
-        return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-
     return {
         "id": case.id,
         "patient": case.patient,
         "group": case.group,
         "family": case.family,
-        "images": {m: {"file": name(ref.path), "channel": ref.channel} for m, ref in case.images.items()},
-        "labels": None if case.labels is None else name(case.labels),
+        "images": {m: {"file": relative(ref.path, root), "channel": ref.channel} for m, ref in case.images.items()},
+        "labels": None if case.labels is None else relative(case.labels, root),
         "scheme": case.scheme.name if case.scheme else None,
         "evidence": case.map.evidence,
     }

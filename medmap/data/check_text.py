@@ -33,7 +33,7 @@ def _summary(report: CheckReport) -> list[str]:
     if any(case.group for case in folder.cases):
         groups = Counter(case.group or "(unknown)" for case in folder.cases)
         rows.append(("groups", ", ".join(f"{name} {count}" for name, count in groups.most_common())))
-    rows += _rows("left out", folder.notes)
+    rows += _rows("note", folder.notes)
     return [str(folder.root), *(f"  {name:<10} {text}" for name, text in rows)]
 
 
@@ -45,7 +45,7 @@ def _label_rows(report: CheckReport) -> list[tuple[str, str]]:
     schemes = {case.scheme.name: case.scheme for case in segmented if case.scheme is not None}
     lines = [f"{name}: {_codes(scheme)}" for name, scheme in sorted(schemes.items())]
     if folder.undecided:
-        lines.append("UNDECIDED" if not lines else f"UNDECIDED for {len(folder.undecided)} cases")
+        lines.append("UNDECIDED" if not lines else f"UNDECIDED for {_cases(len(folder.undecided))}")
     rows = [*_rows("label map", lines), *_rows("evidence", _each(case.map.evidence for case in segmented))]
     if report.codes:
         found = ", ".join(f"{code} in {count}" for code, count in report.codes.items())
@@ -62,7 +62,11 @@ def _each(words: Iterable[str]) -> list[str]:
     counts = Counter(words)
     if len(counts) == 1:
         return list(counts)
-    return [f"{word} ({count} case{'s' if count > 1 else ''})" for word, count in counts.most_common()]
+    return [f"{word} ({_cases(count)})" for word, count in counts.most_common()]
+
+
+def _cases(count: int) -> str:
+    return "1 case" if count == 1 else f"{count} cases"
 
 
 def _patients(patients: list[str]) -> str:
@@ -77,7 +81,8 @@ def _patients(patients: list[str]) -> str:
 def _codes(scheme: LabelScheme) -> str:
     codes = ", ".join(f"{code} = {name}" for name, code in scheme.codes.items())
     regions = ", ".join(
-        f"{name} = {'+'.join(str(scheme.codes[m]) for m in parts)}" for name, parts in scheme.regions.items()
+        f"{name} = {'+'.join(str(code) for code in sorted(scheme.codes[m] for m in parts))}"
+        for name, parts in scheme.regions.items()
     )
     return f"{codes}  ({regions})"
 

@@ -10,7 +10,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ class Look:
         return look
 
     def _add(self, kind: str, what: str, cure: str, path: Path | None = None) -> None:
-        file = "" if path is None else str(path.relative_to(self.root) if path.is_relative_to(self.root) else path)
+        file = "" if path is None else relative(path, self.root)
         self.faults.append(Fault(self.case.id, file, what, cure, SEVERITY[kind], kind))
 
     def _error(self, kind: str, error: InputError, path: Path) -> None:
@@ -83,9 +82,9 @@ class Look:
     def _presence(self, expected: tuple[str, ...]) -> None:
         if missing := [name for name in expected if name not in self.case.images and name != "seg"]:
             words = f"{', '.join(missing)} missing"
-            self._add("missing", words, "nothing needs to be done: missing sequences are allowed")
+            self._add("missing", words, "nothing to do: missing sequences are allowed")
         if "seg" in expected and self.case.labels is None:
-            self._add("no-labels", "no segmentation", "nothing needs to be done to predict; training leaves it out")
+            self._add("no-labels", "no segmentation", "nothing to do for prediction; training leaves it out")
 
     def _header(self, name: str, ref: ImageRef) -> None:
         try:
@@ -175,7 +174,9 @@ class Look:
             return
         strange = {code: count for code, count in found.items() if code not in scheme.codes.values()}
         if strange:
-            listed = ", ".join(f"{code} ({count:,} voxels)" for code, count in list(strange.items())[:5])
+            listed = ", ".join(
+                f"{code} ({count:,} voxel{'s' * (count > 1)})" for code, count in list(strange.items())[:5]
+            )
             known = ", ".join(f"{code} = {name}" for name, code in scheme.codes.items())
             what = f"{path.name}: label {listed} is outside the map {scheme.name} ({known})"
             self._add("label", what, "name the right map with --labels, or mend the file", path)
@@ -209,16 +210,20 @@ def duplicates(looks: list[Look], deep: bool) -> Iterator[Fault]:
             same.setdefault(digest, []).append((look.case, name))
     pairs: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for group in same.values():
-        for (one, a), (two, b) in combinations(group, 2):
-            pairs.setdefault((one.id, two.id), []).append((a, b))
+        (first, a), *copies = group
+        for copy, b in copies:
+            pairs.setdefault((copy.id, first.id), []).append((b, a))
     patients = {look.case.id: look.case.patient for look in looks}
-    for (first, second), names in pairs.items():
-        yield _duplicate(first, second, names, patients)
+    for (one, two), names in pairs.items():
+        yield _duplicate(one, two, names, patients)
 
 
 def _duplicate(one: str, two: str, names: list[tuple[str, str]], patients: dict[str, str]) -> Fault:
     if one == two:
-        what = " and ".join(dict.fromkeys(name for pair in names for name in pair)) + " are one image under two names"
+        what = (
+            " and ".join(dict.fromkeys(name for pair in names for name in reversed(pair)))
+            + " are one image under two names"
+        )
         return _whole(one, "duplicate", what, "find out which name is right and remove the other: it may be missing")
     what = f"the same image as in {two}: " + ", ".join(a if a == b else f"{a} (there {b})" for a, b in names)
     if patients[one] == patients[two]:
@@ -247,6 +252,11 @@ def _middle(path: Path, size: int) -> bytes:
     with open(path, "rb") as file:
         file.seek(max(0, size // 2 - 2**15))
         return hashlib.sha256(file.read(2**16)).digest()
+
+
+def relative(path: Path, root: Path) -> str:
+    """A path as it is shown: from the folder checked where it lies below it."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def _whole(case: str, kind: str, what: str, cure: str) -> Fault:

@@ -51,5 +51,5 @@ def bids_case(path: Path) -> str:
 
 
 SEG_WORDS = ("seg", "segm", "segmentation", "label", "labels", "dseg")
-_TAIL = re.compile(r"(?:(?P<id>.+?)[-_.])?(?P<tail>(?:t2[-_])?flair|[^-_.]+)", re.IGNORECASE)
+_TAIL = re.compile(r"(?:(?P<id>.+?)[-_.])??(?P<tail>(?:t2[-_])?flair|[^-_.]+)", re.IGNORECASE)
 _STYLES = {"brats2021": r"_(t1|t1ce|t2|flair)$", "brats2023": r"-(t1n|t1c|t2w|t2f)$"}

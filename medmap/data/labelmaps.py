@@ -43,14 +43,16 @@ def from_names(case_id: str, style: str) -> LabelMap:
     >>> from_names("BraTS-GLI-02073-100", "brats2023").scheme.name
     'brats2024'
     >>> from_names("hospital-7", "brats2023").candidates
-    ('brats2023', 'brats2024', 'brats2021')
+    ('brats2023', 'brats2021', 'brats2024')
     """
     by_style, style_words = STYLE_RULES[style]
     rule = next(((names, words) for pattern, names, words in ID_RULES if re.match(pattern, case_id)), None)
     if rule is None:
         if len(by_style) == 1:
             return decided(by_style[0], style_words)
-        return LabelMap(by_style or ("brats2023", "brats2024", "brats2021", "msd"), f"an id of its own, {style_words}")
+        return LabelMap(
+            by_style or ("brats2023", "brats2021", "brats2024", "msd"), f"ids of no known collection, {style_words}"
+        )
     by_id, id_words = rule
     if by_id and style in _YEARS and not set(by_id) & set(_YEARS[style]):
         both = tuple(dict.fromkeys([*by_id, *_YEARS[style]]))
@@ -67,7 +69,7 @@ def from_values(codes: Iterable[int], masks: int, before: LabelMap) -> LabelMap:
     masks: in how many segmentations
 
     A scheme that does not know a code is ruled out. What remains is taken where it gives every code found one
-    meaning. 1, 2 and 4 without any 3 reads as brats2021 where that is possible; anything else stays undecided.
+    meaning. 1, 2 and 4 without any 3 reads as brats2021 where no id says otherwise; anything else stays undecided.
     """
     found = sorted(set(codes) - {0})
     text = f"{before.evidence}; voxels hold {', '.join(map(str, found)) or 'no label'} in {masks} segmentation" + (
@@ -86,7 +88,7 @@ def from_values(codes: Iterable[int], masks: int, before: LabelMap) -> LabelMap:
             else ", which mean the same in " + " and ".join(possible)
         )
         return decided(possible[0], text + why)
-    if found == [1, 2, 4] and "brats2021" in possible:
+    if found == [1, 2, 4] and possible[0] == "brats2021":
         return decided("brats2021", f"{text}, never 3: 4 is read as enhancing tumour (--labels brats2024 if it is not)")
     return LabelMap(tuple(possible), f"{text}, which could be {' or '.join(possible)}")
 
@@ -161,15 +163,13 @@ def _entries(labels: Mapping[str, Any], where: str) -> dict[str, list[int]]:
 
 
 def _classes_of(regions: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """{class: code}, where a class is named by the set of regions that its code lies in."""
-    classes = {}
-    for code in sorted({code for codes in regions.values() for code in codes}):
-        inside = frozenset(_REGION_NAMES.get(_plain(name), name) for name, codes in regions.items() if code in codes)
-        classes[_NESTED.get(inside, f"label{code}")] = code
-    if len(classes) < len({code for codes in regions.values() for code in codes}):
-        # several codes lie in the same regions: keep them apart
-        return {f"label{code}": code for code in sorted({code for codes in regions.values() for code in codes})}
-    return classes
+    """{class: code}: tumour parts where the regions are those of BraTS, else one nameless class a code."""
+    codes = sorted({code for region in regions.values() for code in region})
+    names = {_REGION_NAMES.get(_plain(name), ""): region for name, region in regions.items()}
+    inside = [frozenset(name for name, region in names.items() if code in region) for code in codes]
+    if len(names) == len(regions) and len(set(inside)) == len(codes) and set(inside) <= set(_NESTED):
+        return {_NESTED[where]: code for where, code in zip(inside, codes, strict=True)}
+    return {f"label{code}": code for code in codes}
 
 
 ID_RULES: tuple[tuple[str, tuple[str, ...], str], ...] = (
@@ -190,7 +190,7 @@ _YEARS = {"brats2021": ("brats2021",), "brats2023": ("brats2023", "brats2024")}
 
 STYLE_RULES: dict[str, tuple[tuple[str, ...], str]] = {
     "brats2021": (("brats2021",), "file names _t1 _t1ce _t2 _flair (2018–2021)"),
-    "brats2023": (("brats2023", "brats2024", "brats2021"), "file names -t1n -t1c -t2w -t2f (since 2023)"),
+    "brats2023": (("brats2023", "brats2021", "brats2024"), "file names -t1n -t1c -t2w -t2f (since 2023)"),
     "plain": ((), "file names of no BraTS year"),
 }
 """What file names allow. Renaming a file does not change its codes, so new names rule nothing out."""

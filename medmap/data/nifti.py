@@ -205,16 +205,22 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
-    except gzip.BadGzipFile as error:
-        raise InputError(f"{path}: named .gz but its bytes are not gzip ({error}); {again}, or rename it") from error
     except (EOFError, zlib.error) as error:
         raise InputError(f"{path}: damaged or cut off while it was written ({error}); {again}") from error
-    except (ImageFileError, HeaderDataError) as error:
-        raise InputError(
-            f"{path}: not a NIfTI file ({str(error).splitlines()[0]}); expected .nii or .nii.gz"
-        ) from error
+    except (ImageFileError, HeaderDataError, gzip.BadGzipFile) as error:
+        raise InputError(f"{path}: {_unlike_nifti(path)}, a NIfTI file is expected; {again}") from error
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); {again}") from error
+
+
+def _unlike_nifti(path: Path) -> str:
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if not start:
+        return "empty"
+    if path.name.lower().endswith(".gz") and start != b"\x1f\x8b":
+        return "named .gz but its bytes are not gzip"
+    return "something else inside"
 
 
 def _open(path: Path) -> Any:
