@@ -152,11 +152,12 @@ def test_cost_of_losing_by_hand() -> None:
 def test_learning_curves_mark_the_best_validation_of_every_fold() -> None:
     logs = {
         "fold0": [{"kind": "val", "step": s, "mean": m, "full": 0.9} for s, m in ((10, 0.3), (20, 0.7), (30, 0.5))],
-        "fold1": [{"kind": "val", "step": 10, "mean": None, "full": None}],
+        "fold1": [{"kind": "val", "step": 10, "mean": None}],
+        "fold2": [{"kind": "val", "step": s, "mean": m, "best": b} for s, m, b in ((10, 0.4, True), (20, 0.6, False))],
     }
     right = figures.learning_curves(logs).axes[1]
     stars = [line.get_xydata().tolist() for line in right.lines if line.get_marker() == "*"]
-    assert stars == [[[20.0, 0.7]]]
+    assert stars == [[[20.0, 0.7]], [[10.0, 0.4]]]
 
 
 def test_anchor_weights_show_the_uniform_line_and_stay_within_view() -> None:

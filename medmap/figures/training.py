@@ -22,7 +22,7 @@ Logs = Mapping[str, Sequence[Mapping[str, Any]]]
 def learning_curves(logs: Logs) -> Figure:
     """Training loss, and Dice on the validation patients: mean over all subsets and with every sequence.
 
-    logs: {run or fold: records {"kind": "train", step, loss, terms} and {"kind": "val", step, mean, full}}
+    logs: {run or fold: records {"kind": "train", step, loss, terms} and {"kind": "val", step, mean[, full, best]}}
     """
     fig = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = fig.subplots(1, 2)
@@ -34,9 +34,9 @@ def learning_curves(logs: Logs) -> Figure:
         steps = [record["step"] for record in val]
         mean = [_nan(record["mean"]) for record in val]
         right.plot(steps, mean, color=hue)
-        right.plot(steps, [_nan(record["full"]) for record in val], color=hue, linestyle=(0, (2, 1.5)))
-        if np.isfinite(mean).any():
-            best = int(np.nanargmax(mean))
+        right.plot(steps, [_nan(record.get("full")) for record in val], color=hue, linestyle=(0, (2, 1.5)))
+        best = _best(val)
+        if best is not None:
             right.plot(steps[best], mean[best], marker="*", markersize=15, color=hue, markeredgecolor="white")
     positive = [record["loss"] for log in logs.values() for record in log if record["kind"] == "train"]
     if positive and min(positive) > 0:
@@ -53,6 +53,15 @@ def learning_curves(logs: Logs) -> Figure:
         ax.set_xlim(left=0)
         ax.grid(axis="y", color="#e8e8e8", linewidth=0.8)
     return fig
+
+
+def _best(val: Sequence[Mapping[str, Any]]) -> int | None:
+    """The validation whose weights were kept: the last one marked so, else the highest mean."""
+    marked = [i for i, record in enumerate(val) if record.get("best")]
+    means = [_nan(record["mean"]) for record in val]
+    if not marked and np.isfinite(means).any():
+        marked = [int(np.nanargmax(means))]
+    return marked[-1] if marked else None
 
 
 def _smoothed(ax: Axes, steps: Sequence[float], values: Sequence[float], hue: str, name: str) -> None:
