@@ -54,6 +54,12 @@ class Box:
             _triple(a // stride * stride for a in self.start), _triple(-(-b // stride) * stride for b in self.stop)
         )
 
+    def within(self, shape: Index3) -> Box:
+        """The part of this box that lies on a grid of the given shape."""
+        return Box(
+            _triple(max(a, 0) for a in self.start), _triple(min(b, n) for b, n in zip(self.stop, shape, strict=True))
+        )
+
     def shifted(self, by: Index3) -> Box:
         """This box moved by ``by`` voxels."""
         return Box(
@@ -64,10 +70,6 @@ class Box:
     def relative_to(self, origin: Index3) -> Box:
         """This box in coordinates whose zero is ``origin``."""
         return self.shifted(_triple(-a for a in origin))
-
-    def coarsened(self, stride: int) -> Box:
-        """A box snapped to ``stride``, in units of ``stride`` voxels."""
-        return Box(_triple(a // stride for a in self.start), _triple(b // stride for b in self.stop))
 
     @staticmethod
     def union(boxes: Iterable[Box]) -> Box:

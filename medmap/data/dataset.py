@@ -1,0 +1,181 @@
+"""From prepared patients to training batches. What step t draws is a function of (seed, t) alone.
+
+No state is carried from step to step, so that a run resumed at step t continues as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medmap.config import Config, SamplingConfig, TrainConfig
+from medmap.core.box import Box, Index3
+from medmap.core.case import Batch, Prepared
+from medmap.core.modality import ModalitySet
+from medmap.data.augment import augment
+from medmap.data.store import Store
+from medmap.errors import InputError
+
+# Independent streams of random numbers of one seed.
+ORDER, CROP, SUBSET, AUGMENT = range(4)
+# A crop this much larger than the patch keeps most rotations and zooms free of empty corners.
+MARGIN = 1.25
+
+
+def random_stream(seed: int, stream: int, step: int) -> np.random.Generator:
+    """The generator of one stream at one step."""
+    return np.random.default_rng([seed, stream, step])
+
+
+def cases_of_step(count: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """Indices of the cases of one step: permutations laid end to end, so that no case comes twice in an epoch.
+
+    >>> sorted(i for step in range(3) for i in cases_of_step(6, 2, seed=0, step=step))
+    [0, 1, 2, 3, 4, 5]
+    """
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    order = {p // count: random_stream(seed, ORDER, p // count).permutation(count) for p in positions}
+    return [int(order[p // count][p % count]) for p in positions]
+
+
+def draw_crop(prepared: Prepared, config: TrainConfig, generator: np.random.Generator) -> Box:
+    """A patch of the grid: around a voxel of a random tumour class, or anywhere in the brain; inside the brain's box
+    where the box is large enough, else centred on it."""
+    brain = Box.union(image.box for image in prepared.images.values())
+    foreground = generator.random() < config.foreground
+    centre = _tumour_voxel(prepared, generator) if foreground else None
+    if centre is None:
+        low, high = np.array(brain.start), np.array(brain.stop)
+        centre = generator.integers(low, high)
+    start = []
+    for axis in range(3):
+        size, low, high = config.patch[axis], brain.start[axis], brain.stop[axis]
+        if high - low <= size:
+            start.append((low + high - size) // 2)
+        else:
+            start.append(int(np.clip(int(centre[axis]) - size // 2, low, high - size)))
+    x, y, z = start
+    return Box((x, y, z), (x + config.patch[0], y + config.patch[1], z + config.patch[2]))
+
+
+def draw_kept(seen: NDArray[np.bool_], config: SamplingConfig, generator: np.random.Generator) -> NDArray[np.bool_]:
+    """Bool[B M]: which of the seen modalities each sample may look at; never none.
+
+    uniform:   every non-empty subset of what is seen has the same probability
+    counts:    first how many (uniform over 1 … |seen|), then which
+    bernoulli: each with ``keep_probability``, drawn again while empty
+    full:      all that is seen
+    """
+    kept = np.zeros_like(seen)
+    for row, available in enumerate(seen):
+        index = np.flatnonzero(available)
+        kept[row, _subset_of(index, config, generator)] = True
+    if config.per == "batch":
+        first = seen & kept[0]
+        kept = np.where(first.any(axis=1, keepdims=True), first, kept)
+    return kept
+
+
+def training_batch(
+    cases: Sequence[Prepared], modalities: ModalitySet, config: Config, step: int, device: torch.device
+) -> Batch:
+    """The batch of one step: cases, crops, subsets and augmentation all follow from (seed, step)."""
+    train = config.train
+    chosen = [cases[i] for i in cases_of_step(len(cases), train.batch_size, config.seed, step)]
+    generator = random_stream(config.seed, CROP, step)
+    size = _with_margin(train.patch) if config.augment.enabled else train.patch
+    windows = [_around(draw_crop(case, train, generator), size) for case in chosen]
+    seen = np.array([[name in case.images for name in modalities] for case in chosen])
+    kept = draw_kept(seen, config.sampling, random_stream(config.seed, SUBSET, step))
+    images, target = stack_windows(chosen, windows, modalities, device)
+    seen_tensor = torch.from_numpy(seen).to(device)
+    if config.augment.enabled:
+        draws = torch.Generator().manual_seed(int(random_stream(config.seed, AUGMENT, step).integers(2**62)))
+        images, target = augment(images, target, seen_tensor, config.augment, draws, train.patch)
+    ids = tuple(case.id for case in chosen)
+    return Batch(images, seen_tensor, torch.from_numpy(kept).to(device), target, ids)
+
+
+def stack_windows(
+    cases: Sequence[Prepared], windows: Sequence[Box], modalities: ModalitySet, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Images [B M X Y Z] in float32 and targets Int64[B X Y Z] cut out of prepared patients; zeros where unseen."""
+    shape = windows[0].shape
+    images = np.zeros((len(cases), len(modalities), *shape), np.float32)
+    target = np.zeros((len(cases), *shape), np.int64)
+    for row, (case, window) in enumerate(zip(cases, windows, strict=True)):
+        assert case.labels is not None
+        target[row] = case.labels.window(window)
+        for column, name in enumerate(modalities):
+            if name in case.images:
+                images[row, column] = case.images[name].window(window)
+    return torch.from_numpy(images).to(device), torch.from_numpy(target).to(device)
+
+
+class Patients(Sequence[Prepared]):
+    """Some cases of a store with some of its modalities; a case's arrays are open only while somebody holds it.
+
+    Raises InputError, naming the cases, where none of the modalities is there or there is no segmentation.
+    """
+
+    def __init__(self, store: Store, ids: Sequence[str], modalities: ModalitySet) -> None:
+        self.store = store
+        self.ids = tuple(ids)
+        self.modalities = modalities
+        bare = [case for case in ids if not any(name in modalities for name in store.sequences(case))]
+        unlabelled = [case for case in ids if not store.has_labels(case)]
+        for cases, what in ((bare, f"none of the modalities {', '.join(modalities)}"), (unlabelled, "no segmentation")):
+            if cases:
+                raise InputError(
+                    f"{len(cases)} cases ({', '.join(cases[:5])}) have {what}; "
+                    "leave them out of the data and prepare again"
+                )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: Any) -> Any:
+        case = self.store.load(self.ids[index])
+        return replace(case, images={n: image for n, image in case.images.items() if n in self.modalities})
+
+
+def _tumour_voxel(prepared: Prepared, generator: np.random.Generator) -> NDArray[np.int64] | None:
+    if prepared.labels is None or prepared.labels.values.size == 0:
+        return None
+    values = np.asarray(prepared.labels.values)
+    present = np.flatnonzero(np.bincount(values.ravel(), minlength=2)[1:]) + 1
+    if present.size == 0:
+        return None
+    where = np.flatnonzero(values == generator.choice(present))
+    local = np.unravel_index(int(generator.choice(where)), values.shape)
+    return np.array(local) + np.array(prepared.labels.box.start)
+
+
+def _subset_of(index: NDArray[np.int64], config: SamplingConfig, generator: np.random.Generator) -> NDArray[np.int64]:
+    if config.subsets == "full" or index.size == 1:
+        return index
+    if config.subsets == "counts":
+        return generator.choice(index, size=generator.integers(1, index.size + 1), replace=False)
+    if config.subsets == "uniform":
+        code = int(generator.integers(1, 2**index.size))
+        return index[[bool(code >> bit & 1) for bit in range(index.size)]]
+    while True:
+        drawn = generator.random(index.size) < config.keep_probability
+        if drawn.any():
+            return index[drawn]
+
+
+def _with_margin(patch: Index3) -> Index3:
+    x, y, z = (int(np.ceil(n * MARGIN / 2) * 2) for n in patch)
+    return x, y, z
+
+
+def _around(patch: Box, size: Index3) -> Box:
+    x, y, z = ((a + b) // 2 - n // 2 for a, b, n in zip(patch.start, patch.stop, size, strict=True))
+    return Box((x, y, z), (x + size[0], y + size[1], z + size[2]))

@@ -1,0 +1,301 @@
+"""Weights + patient → masks, from any subset of sequences.
+
+Every sequence is encoded once, on its own brain box snapped to the network's stride; a subset is decoded on the union
+of its members' boxes. What a subset's answer depends on is therefore exactly its members: taking a file away and
+declaring it missing are the same computation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medmap.align import AlignedSegmenter
+from medmap.checkpoint import ModelCard, find_runs, load_network, read_run
+from medmap.core.box import Box
+from medmap.core.case import Case, Prediction, Prepared
+from medmap.core.labels import LabelScheme
+from medmap.core.metrics import drop_small
+from medmap.core.modality import ModalitySet
+from medmap.data.preprocess import prepare_case, restore
+from medmap.errors import CheckpointError, InputError
+from medmap.models.backbone import Encoded
+
+Flip = tuple[int, ...]
+"""Axes that are mirrored: 0 left-right, 1 front-back, 2 bottom-top."""
+
+
+class SubsetAnswer(NamedTuple):
+    """Class probabilities Float32[K X Y Z] of one subset on a box of the common grid; outside it is background."""
+
+    subset: ModalitySet
+    box: Box
+    probabilities: NDArray[np.float32]
+
+    def on_grid(self, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+        """The probabilities on the whole common grid, background where no member of the subset has brain."""
+        full = np.zeros((len(self.probabilities), *shape), np.float32)
+        full[0] = 1
+        cut = self.box.within(shape)
+        full[(slice(None), *cut.slices)] = self.probabilities[(slice(None), *cut.relative_to(self.box.start).slices)]
+        return full
+
+
+@dataclass(frozen=True)
+class _Latents:
+    """One sequence, encoded: {level: [1 C x y z]} on its own box."""
+
+    box: Box
+    levels: dict[str, Tensor]
+
+
+def answer_subsets(
+    network: AlignedSegmenter,
+    prepared: Prepared,
+    subsets: Iterable[ModalitySet],
+    *,
+    mirror: Sequence[int] = (),
+    precision: str = "fp32",
+) -> Iterator[SubsetAnswer]:
+    """Class probabilities of a patient for each subset of sequences, one after the other.
+
+    network:   in evaluation mode
+    subsets:   of the sequences the patient has
+    mirror:    axes; the mean over all 2^n flips is taken
+    precision: fp32 | bf16 (autocast)
+
+    Raises InputError for a subset with a sequence the patient does not have.
+    """
+    subsets = list(subsets)
+    for subset in subsets:
+        absent = [name for name in subset if name not in prepared.images]
+        if absent:
+            raise InputError(
+                f"case {prepared.id}: asked for {subset}, but {', '.join(absent)} is missing; "
+                f"there are {', '.join(prepared.images)}"
+            )
+    device = network_device(network)
+    flips = [f for size in range(len(mirror) + 1) for f in combinations(sorted(set(mirror)), size)]
+    needed = [name for name in network.modalities if any(name in subset for subset in subsets)]
+    encoded: dict[Flip, dict[str, _Latents]] = {}
+    if network.separable:
+        with torch.inference_mode(), autocast(device, precision):
+            encoded = {f: {name: _encode_alone(network, prepared, name, f, device) for name in needed} for f in flips}
+    for subset in subsets:
+        box = Box.union(_network_box(network, prepared, name) for name in subset)
+        # Contexts are left before each yield: a generator that sleeps inside one would leave it on for its caller.
+        with torch.inference_mode(), autocast(device, precision):
+            total = torch.zeros((), device=device)
+            for flip in flips:
+                if network.separable:
+                    logits = _decode_together(network, encoded[flip], subset, box, flip)
+                else:
+                    logits = _encode_and_decode(network, prepared, subset, box, flip, device)
+                total = total + logits.float().softmax(dim=1).flip(_axes(flip))
+        yield SubsetAnswer(subset, box, (total / len(flips))[0].cpu().numpy())
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """bf16 autocast, or nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``auto`` → bf16 where the machine multiplies it natively, else fp32; other names stay.
+
+    On a CPU without AVX-512 BF16 or AMX, bf16 is emulated and slower than fp32.
+    """
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return "fp32"
+    return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto`` → the GPU where there is one. Raises InputError for a device that this machine does not have."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device {device!r} is not to be had here ({error}); expected auto, cpu, cuda or cuda:N"
+        ) from error
+    return found
+
+
+def postprocess(
+    classes: NDArray[np.uint8], scheme: LabelScheme, spacing_mm: Sequence[float], et_min_ml: float
+) -> NDArray[np.uint8]:
+    """A class map in which an enhancing tumour below ``et_min_ml`` ml has become necrotic core (TC stays as it is)."""
+    if "et" not in scheme.classes or et_min_ml <= 0:
+        return classes
+    et = classes == scheme.classes.index("et")
+    if not et.any() or drop_small(et, spacing_mm, et_min_ml).any():
+        return classes
+    return np.where(et, np.uint8(scheme.classes.index("ncr")), classes)
+
+
+class Predictor:
+    """Loaded once, asked many times: the networks of one run, or of all its folds as an ensemble."""
+
+    def __init__(
+        self,
+        networks: Sequence[AlignedSegmenter],
+        card: ModelCard,
+        *,
+        mirror: Sequence[int] = (),
+        precision: str = "auto",
+        et_min_ml: float = 0.5,
+    ) -> None:
+        self.networks = tuple(networks)
+        self.card = card
+        self.mirror = tuple(mirror)
+        self.device = network_device(networks[0])
+        self.precision = resolve_precision(precision, self.device)
+        self.et_min_ml = et_min_ml
+
+    @classmethod
+    def load(cls, path: Path, *, which: str = "best", device: str = "auto", precision: str = "auto") -> Predictor:
+        """From a run folder, or from a folder of folds or seeds: these answer together, by the mean of probabilities.
+
+        Raises CheckpointError when there is no run, or the runs are not of one kind.
+        """
+        runs = find_runs(path)
+        config, card = read_run(runs[0])
+        for run in runs[1:]:
+            _, other = read_run(run)
+            if other != card:
+                raise CheckpointError(
+                    f"{run} and {runs[0]} cannot answer together: their sequences, labels or spacing differ; "
+                    "name one of them"
+                )
+        networks = [load_network(run, which, resolve_device(device)) for run in runs]
+        return cls(
+            networks, card, mirror=config.predict.mirror, precision=precision, et_min_ml=config.predict.et_min_ml
+        )
+
+    def answers(self, prepared: Prepared, subsets: Iterable[ModalitySet]) -> Iterator[SubsetAnswer]:
+        """Class probabilities on the common grid, subset by subset: the mean over the networks."""
+        subsets = list(subsets)
+        streams = [
+            answer_subsets(network, prepared, subsets, mirror=self.mirror, precision=self.precision)
+            for network in self.networks
+        ]
+        for several in zip(*streams, strict=True):
+            mean = np.mean([answer.probabilities for answer in several], axis=0, dtype=np.float32)
+            yield SubsetAnswer(several[0].subset, several[0].box, mean)
+
+    def usable(self, names: Iterable[str]) -> ModalitySet:
+        """The sequences among ``names`` that the model knows. Raises InputError when there is none."""
+        names = list(names)
+        common = [name for name in self.card.modalities if name in names]
+        if not common:
+            raise InputError(
+                f"no sequence in common: the input has {', '.join(names) or 'none'}, the model knows "
+                f"{', '.join(self.card.modalities)}"
+            )
+        return ModalitySet(tuple(common))
+
+    def predict(self, case: Case, *, probabilities: bool = False, clean: bool = True) -> Prediction:
+        """The mask of a patient on the patient's own grid, from whatever sequences there are.
+
+        clean: drop an enhancing tumour that is too small to be believed (``predict.et_min_ml``)
+        """
+        used = self.usable(case.images)
+        known = Case(case.id, {name: case.images[name] for name in used}, case.affine)
+        prepared = prepare_case(known, None, self.card.spacing_mm)
+        (answer,) = self.answers(prepared, [used])
+        native = restore(answer.on_grid(prepared.grid.shape), prepared)
+        classes = native.argmax(axis=0).astype(np.uint8)
+        if clean:
+            classes = postprocess(classes, self.card.scheme, case.grid.spacing_mm, self.et_min_ml)
+        regions = None
+        if probabilities:
+            regions = {r: native[list(self.card.scheme.members(r))].sum(axis=0) for r in self.card.scheme.regions}
+        return Prediction(case.id, case.grid, classes, used.names, regions)
+
+
+def _network_box(network: AlignedSegmenter, prepared: Prepared, name: str) -> Box:
+    """A sequence's brain box on the network's lattice, at least two strides wide."""
+    box = prepared.images[name].box.snapped(network.stride)
+    stop = [max(b, a + 2 * network.stride) for a, b in zip(box.start, box.stop, strict=True)]
+    return Box(box.start, (stop[0], stop[1], stop[2]))
+
+
+def _encode_alone(
+    network: AlignedSegmenter, prepared: Prepared, name: str, flip: Flip, device: torch.device
+) -> _Latents:
+    box = _network_box(network, prepared, name)
+    image = _image(prepared, name, box, flip, device)
+    encoded = network.encode({name: image}, _mask(network, [name], device))
+    return _Latents(box, {level: encoded.levels[level][name] for level in network.backbone.strides})
+
+
+def _decode_together(
+    network: AlignedSegmenter, latents: dict[str, _Latents], subset: ModalitySet, box: Box, flip: Flip
+) -> Tensor:
+    levels = {
+        level: {name: _on_box(latents[name], level, stride, box, flip) for name in subset}
+        for level, stride in network.backbone.strides.items()
+    }
+    kept = _mask(network, subset, network_device(network))
+    return network.decode(Encoded(levels, box.shape), kept).logits
+
+
+def _encode_and_decode(
+    network: AlignedSegmenter, prepared: Prepared, subset: ModalitySet, box: Box, flip: Flip, device: torch.device
+) -> Tensor:
+    images = {name: _image(prepared, name, box, flip, device) for name in subset}
+    kept = _mask(network, subset, device)
+    return network.decode(network.encode(images, kept), kept).logits
+
+
+def _on_box(latents: _Latents, level: str, stride: int, box: Box, flip: Flip) -> Tensor:
+    """A sequence's latents of one level on a larger box: zeros where the sequence has no brain."""
+    latent = latents.levels[level]
+    if latents.box == box:
+        return latent
+    place = latents.box.relative_to(box.start)
+    mirrored = [
+        (n - b, n - a) if axis in flip else (a, b)
+        for axis, (a, b, n) in enumerate(zip(place.start, place.stop, box.shape, strict=True))
+    ]
+    x, y, z = (slice(a // stride, b // stride) for a, b in mirrored)
+    canvas = latent.new_zeros((*latent.shape[:2], *(n // stride for n in box.shape)))
+    canvas[:, :, x, y, z] = latent
+    return canvas
+
+
+def _image(prepared: Prepared, name: str, box: Box, flip: Flip, device: torch.device) -> Tensor:
+    image = torch.from_numpy(prepared.images[name].window(box).astype(np.float32))
+    return image[None, None].flip(_axes(flip)).to(device)
+
+
+def _mask(network: AlignedSegmenter, names: Iterable[str], device: torch.device) -> Tensor:
+    present = set(names)
+    return torch.tensor([[name in present for name in network.modalities]], device=device)
+
+
+def _axes(flip: Flip) -> list[int]:
+    return [axis + 2 for axis in flip]
+
+
+def network_device(network: AlignedSegmenter) -> torch.device:
+    """Where a network's weights are."""
+    return next(network.parameters()).device

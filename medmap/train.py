@@ -1,0 +1,456 @@
+"""fit(config): one training run, from prepared patients to weights. The recipe, and nothing of the method.
+
+What step t does is a function of (seed, t, state): draws come from per-step generators, so a run that was interrupted
+and resumed gives, on a CPU, bit for bit the weights of one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import logging
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import medmap
+from medmap.align import AlignedSegmenter, Output, build_segmenter
+from medmap.checkpoint import (
+    ModelCard,
+    checkpoint_folder,
+    find_runs,
+    flatten_optimizer,
+    load_network,
+    load_weights,
+    read_tensors,
+    save_checkpoint,
+    unflatten_optimizer,
+    write_run,
+    write_text,
+)
+from medmap.config import Config, TrainConfig
+from medmap.core.case import Batch, Prepared
+from medmap.core.labels import LabelScheme
+from medmap.core.metrics import dice
+from medmap.data.dataset import Patients, training_batch
+from medmap.data.splits import Split, kfold, published
+from medmap.data.store import Store
+from medmap.errors import CheckpointError, ConfigError, DivergenceError
+from medmap.predict import answer_subsets, resolve_device, resolve_precision
+
+LOG, TABLE, SPLITS, ENV = "log.jsonl", "metrics.csv", "splits.json", "env.json"
+Row = dict[str, Any]
+
+
+@dataclass
+class _State:
+    """Everything that changes while training."""
+
+    network: AlignedSegmenter
+    smoothed: AlignedSegmenter
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    best: float = -math.inf
+    seconds: float = 0.0
+
+
+def fit(
+    config: Config,
+    store: Store,
+    run: Path,
+    *,
+    resume: bool = False,
+    init: Path | None = None,
+    device: str = "auto",
+    on_row: Callable[[Row], None] = lambda row: None,
+) -> None:
+    """Train one network and leave it in a run folder.
+
+    config: the run; store: prepared patients; run: its folder; resume: go on from its last checkpoint
+    init:   another run whose best weights are the start; on_row: gets every row of the log as it is written
+
+    Raises ConfigError and InputError before the first step where they can be known, CheckpointError for a run that
+    cannot be resumed, DivergenceError (naming term and step; the last good checkpoint stays) during it.
+    """
+    from lightning_fabric import Fabric
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    where = resolve_device(device)
+    precision = resolve_precision(config.train.precision, where)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
+    modalities = store.modalities if config.data.modalities is None else store.modalities.pick(config.data.modalities)
+    if store.scheme is None:
+        raise ConfigError(f"{store.path}: the data have no segmentations; training needs them (see medmap prepare)")
+    card = ModelCard(modalities, store.scheme, store.spacing_mm)
+    split = choose_split(config, store)
+    train, val = Patients(store, split.train, modalities), Patients(store, split.val, modalities)
+    fabric = Fabric(accelerator=where.type, devices=1, precision="bf16-mixed" if precision == "bf16" else "32-true")
+    torch.manual_seed(config.seed)
+    state = _fresh(config, card, where)
+    _check_patch(config.train, state.network)
+    if resume:
+        _restore(run, state)
+    else:
+        if init is not None:
+            _start_from(init, state)
+        _open_run(run, config, card, split, store, where)
+    criterion = RegionDiceCE(card.scheme)
+    network, optimizer = fabric.setup(state.network, state.optimizer)
+    log = _Log(run, state.step, on_row)
+    began = time.perf_counter() - state.seconds
+    while state.step < config.train.steps:
+        torch.manual_seed(_step_seed(config.seed, state.step))
+        batch = training_batch(train, modalities, config, state.step, where)
+        row = _step(config, state, fabric, network, optimizer, criterion, batch)
+        state.step += 1
+        state.seconds = time.perf_counter() - began
+        last = state.step == config.train.steps
+        if last or state.step % config.train.log_every == 0:
+            log.write(
+                {"kind": "train", "step": state.step, "steps": config.train.steps, **row, "seconds": state.seconds}
+            )
+        if val and (last or state.step % config.train.validate_every == 0):
+            _validate(config, state, card, val, precision, run, log)
+        if last or state.step % config.train.checkpoint_every == 0:
+            if not val:
+                _save_best(run, state, score=None)
+            _save_last(run, state)
+    log.table()
+
+
+class RegionDiceCE:
+    """The criterion: soft Dice of the regions (what is evaluated) plus cross-entropy of the classes (what is drawn).
+
+        L = 1 − mean over regions r of  2 Σ p_r y_r / (Σ p_r + Σ y_r)   +   − mean over voxels of log p_y
+
+    p_r is the sum of the softmax over the classes of r; sums run over the whole batch, so that a patch without
+    enhancing tumour does not swing between 0 and 1. Dice is MONAI's ``DiceLoss``; it holds to nnU-Net's choice for
+    BraTS of scoring regions, with a softmax in place of three sigmoids, so that regions stay nested.
+    """
+
+    def __init__(self, scheme: LabelScheme) -> None:
+        from monai.losses import DiceLoss
+
+        regions = [scheme.members(region) for region in scheme.regions]
+        table = torch.zeros(len(scheme.regions), len(scheme.classes))
+        for row, members in enumerate(regions):
+            table[row, list(members)] = 1
+        self.table = table
+        self.dice = DiceLoss(batch=True, smooth_nr=1e-5, smooth_dr=1e-5)
+
+    def __call__(self, logits: Float[Tensor, "B K x y z"], target: Int[Tensor, "B X Y Z"]) -> Tensor:
+        """A scalar; a target of another resolution is sampled at the logits' voxels."""
+        if target.shape[1:] != logits.shape[2:]:
+            target = F.interpolate(target[:, None].float(), size=logits.shape[2:], mode="nearest")[:, 0].long()
+        logits = logits.float()
+        table = self.table.to(logits.device)
+        probabilities = torch.einsum("rk,bkxyz->brxyz", table, logits.softmax(dim=1))
+        truth = table.T[target].movedim(-1, 1)
+        loss: Tensor = self.dice(probabilities, truth) + F.cross_entropy(logits, target)
+        return loss
+
+
+def choose_split(config: Config, store: Store) -> Split:
+    """The division a configuration names. Raises InputError where the data do not allow it."""
+    data = config.data
+    if data.split != "kfold":
+        return published(data.split, store.ids)
+    return kfold(store.roster(), data.folds, data.fold, data.split_seed, data.val_fraction)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then ``lr`` times (1 − t)^0.9 for poly, ½(1 + cos πt) for cosine; t runs from 0 to 1.
+
+    >>> learning_rate(TrainConfig(steps=100, warmup_steps=10, lr=1.0), 4)
+    0.5
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    t = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    factor = {"poly": (1 - t) ** 0.9, "cosine": 0.5 * (1 + math.cos(math.pi * t)), "constant": 1.0}
+    return config.lr * factor[config.schedule]
+
+
+def total_loss(
+    output: Output, target: Tensor, criterion: RegionDiceCE, config: Config
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """L = criterion + Σ auxiliary + Σ own terms + α · mean over levels of L_align, and each term by name.
+
+    ``model.loss_weights`` weights every term but the first by its name; an auxiliary term without one counts ½.
+    """
+    weights = config.model.loss_weights
+    terms = {"dice_ce": criterion(output.logits, target)}
+    loss = terms["dice_ce"]
+    for name, auxiliary in output.auxiliary.items():
+        rows = slice(None) if auxiliary.rows is None else auxiliary.rows
+        if len(auxiliary.logits[rows]):
+            terms[name] = criterion(auxiliary.logits[rows], target[rows])
+            loss = loss + weights.get(name, 0.5) * terms[name]
+    levels = sum(name.startswith("align/") for name in output.losses)
+    for name, term in output.losses.items():
+        terms[name] = term
+        scale = config.align.alpha / levels if name.startswith("align/") else 1.0
+        loss = loss + scale * weights.get(name, 1.0) * term
+    return loss, terms
+
+
+def latent_spread(latents: Float[Tensor, "B M C x y z"], seen: Tensor) -> dict[str, float]:
+    """The watch on collapse: standard deviation and effective rank of the latents' channels over voxels.
+
+    std:  mean over channels of the standard deviation
+    rank: exp of the entropy of the covariance's normalised eigenvalues, between 1 and C (Roy & Vetterli 2007)
+    """
+    z = latents.detach().float()[seen].movedim(1, -1).flatten(0, -2)
+    covariance = torch.cov(z.T).reshape(z.shape[1], z.shape[1])
+    share = torch.linalg.eigvalsh(covariance).clamp(min=0)
+    share = share / share.sum().clamp(min=1e-12)
+    return {
+        "std": float(z.std(dim=0).mean()),
+        "rank": float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum())),
+    }
+
+
+def _step(
+    config: Config,
+    state: _State,
+    fabric: Any,
+    network: nn.Module,
+    optimizer: Any,
+    criterion: RegionDiceCE,
+    batch: Batch,
+) -> Row:
+    rate = learning_rate(config.train, state.step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    network.train()
+    output: Output = network(batch.images, batch.seen, batch.kept)
+    loss, terms = total_loss(output, batch.target, criterion, config)
+    _refuse_divergence({**terms, "loss": loss}, state.step)
+    optimizer.zero_grad(set_to_none=True)
+    fabric.backward(loss)
+    norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), config.train.clip_norm)
+    _refuse_divergence({"gradient": norm}, state.step)
+    optimizer.step()
+    _smooth(state, config.train.ema)
+    if (state.step + 1) % config.train.log_every and state.step + 1 != config.train.steps:
+        return {}
+    row: Row = {
+        "loss": float(loss.detach()),
+        "terms": {name: float(term.detach()) for name, term in terms.items()},
+        "lr": rate,
+        "grad_norm": float(norm),
+    }
+    if output.latents:
+        row["weights"] = state.network.anchor_weights()
+        row["latents"] = {level: latent_spread(z, batch.seen) for level, z in output.latents.items()}
+    return row
+
+
+def _refuse_divergence(values: Mapping[str, Tensor], step: int) -> None:
+    bad = [name for name, value in values.items() if not bool(torch.isfinite(value))]
+    if bad:
+        raise DivergenceError(
+            f"step {step + 1}: {', '.join(bad)} is not finite. The last good checkpoint is kept in checkpoints/last. "
+            "Lower train.lr, raise train.warmup_steps, lower align.alpha, or train with train.precision=fp32"
+        )
+
+
+@torch.no_grad()
+def _smooth(state: _State, decay: float) -> None:
+    """ema ← d·ema + (1 − d)·weights, with d rising from 0.1 so that the first weights are soon forgotten."""
+    d = min(decay, (1 + state.step) / (10 + state.step)) if decay else 0.0
+    ours, theirs = list(state.smoothed.parameters()), list(state.network.parameters())
+    torch._foreach_lerp_(ours, theirs, 1 - d)
+    for mine, other in zip(state.smoothed.buffers(), state.network.buffers(), strict=True):
+        mine.copy_(other)
+
+
+def _validate(
+    config: Config, state: _State, card: ModelCard, val: Sequence[Prepared], precision: str, run: Path, log: _Log
+) -> None:
+    scores = subset_dice(state.smoothed, card.scheme, val, precision)
+    mean = float(np.mean([value for regions in scores.values() for value in regions.values()]))
+    full = scores.get(str(card.modalities), {})
+    row: Row = {"kind": "val", "step": state.step, "mean": mean, "subsets": scores, "cases": len(val)}
+    if full:
+        row["full"] = float(np.mean(list(full.values())))
+    if mean > state.best:
+        state.best = mean
+        _save_best(run, state, mean)
+        row["best"] = True
+    log.write(row)
+
+
+def subset_dice(
+    network: AlignedSegmenter, scheme: LabelScheme, cases: Iterable[Prepared], precision: str
+) -> dict[str, dict[str, float]]:
+    """{subset: {region: mean Dice}} over patients, every subset of the sequences each of them has."""
+    network.eval()
+    found: dict[str, dict[str, list[float]]] = {}
+    for case in cases:
+        assert case.labels is not None
+        subsets = network.modalities.pick(case.images).subsets()
+        allowed = set(map(str, network.backbone.supported_subsets()))
+        for answer in answer_subsets(network, case, [s for s in subsets if str(s) in allowed], precision=precision):
+            # The truth may reach beyond the brain of this subset; what is missed there counts.
+            box = answer.box.union([answer.box, case.labels.box])
+            truth = case.labels.window(box)
+            predicted = np.zeros(box.shape, np.uint8)
+            predicted[answer.box.relative_to(box.start).slices] = answer.probabilities.argmax(axis=0)
+            row = found.setdefault(str(answer.subset), {})
+            for region in scheme.regions:
+                score = dice(scheme.region_mask(predicted, region), scheme.region_mask(truth, region))
+                row.setdefault(region, []).append(score)
+    return {s: {region: float(np.mean(v)) for region, v in row.items()} for s, row in found.items()}
+
+
+def _fresh(config: Config, card: ModelCard, device: torch.device) -> _State:
+    network = build_segmenter(config.model, config.align, card.modalities, len(card.scheme.classes)).to(device)
+    smoothed = copy.deepcopy(network).requires_grad_(False).eval()
+    return _State(network, smoothed, _optimizer(config.train, network))
+
+
+def _optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
+    """Weight decay acts on convolutions and matrices, not on biases, normalisations and anchor weights."""
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def _check_patch(config: TrainConfig, network: AlignedSegmenter) -> None:
+    stride = network.stride
+    if any(n % stride or n < 2 * stride for n in config.patch):
+        raise ConfigError(
+            f"train.patch: {list(config.patch)} does not suit the network; each side must be a multiple of {stride} "
+            f"and at least {2 * stride} voxels"
+        )
+
+
+def _open_run(run: Path, config: Config, card: ModelCard, split: Split, store: Store, device: torch.device) -> None:
+    if (run / LOG).exists():
+        raise CheckpointError(
+            f"{run} already holds a run; go on with `medmap train --resume {run}` or name another folder with -o"
+        )
+    write_run(run, config, card)
+    write_text(run / SPLITS, json.dumps(split.to_dict(), indent=1))
+    environment = {
+        "medmap": medmap.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "store": str(store.path),
+        "store_sha256": store.sha256,
+        "parameters": sum(
+            p.numel()
+            for p in build_segmenter(config.model, config.align, card.modalities, len(card.scheme.classes)).parameters()
+        ),
+    }
+    write_text(run / ENV, json.dumps(environment, indent=1))
+
+
+def _start_from(init: Path, state: _State) -> None:
+    found = find_runs(init)
+    if len(found) > 1:
+        raise CheckpointError(f"--init {init}: holds {len(found)} runs ({found[0]}, …); name one of them")
+    weights = load_network(found[0], "best").state_dict()
+    theirs, ours = weights.keys(), state.network.state_dict().keys()
+    if theirs - ours or {k for k in ours - theirs if not k.startswith("anchors.")}:
+        raise CheckpointError(f"--init {init}: weights of another network; model and modalities must be the same")
+    for network in (state.network, state.smoothed):
+        network.load_state_dict(weights, strict=False)
+
+
+def _save_best(run: Path, state: _State, score: float | None) -> None:
+    info = {"step": state.step, "validation_mean_dice": score}
+    save_checkpoint(run, "best", {"model": state.smoothed.state_dict()}, info)
+
+
+def _save_last(run: Path, state: _State) -> None:
+    tensors = {
+        "model": state.network.state_dict(),
+        "ema": state.smoothed.state_dict(),
+        "optimizer": flatten_optimizer(state.optimizer.state_dict()),
+    }
+    info = {"step": state.step, "best": state.best if math.isfinite(state.best) else None, "seconds": state.seconds}
+    save_checkpoint(run, "last", tensors, info)
+
+
+def _restore(run: Path, state: _State) -> None:
+    folder = checkpoint_folder(run, "last")
+    info = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    load_weights(state.network, folder / "model.safetensors")
+    load_weights(state.smoothed, folder / "ema.safetensors")
+    tensors = read_tensors(folder / "optimizer.safetensors")
+    groups = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict(unflatten_optimizer(tensors, groups))
+    state.step, state.seconds = int(info["step"]), float(info["seconds"])
+    state.best = -math.inf if info["best"] is None else float(info["best"])
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+
+
+class _Log:
+    """log.jsonl, a row a line as it happens, and metrics.csv, the same flattened."""
+
+    def __init__(self, run: Path, step: int, on_row: Callable[[Row], None]) -> None:
+        self.file = run / LOG
+        self.csv = run / TABLE
+        self.on_row = on_row
+        rows = read_log(self.file) if self.file.exists() else []
+        # A resumed run repeats the steps after its last checkpoint; their old rows go.
+        self.rows = [row for row in rows if row["step"] <= step]
+        write_text(self.file, "".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def write(self, row: Row) -> None:
+        self.rows.append(row)
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.on_row(row)
+
+    def table(self) -> None:
+        flat = [_flat(row) for row in self.rows]
+        names = list(dict.fromkeys(name for row in flat for name in row))
+        with self.csv.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, names)
+            writer.writeheader()
+            writer.writerows(flat)
+
+
+def read_log(file: Path) -> list[Row]:
+    """The rows of a log.jsonl; a last line that was cut short is left out."""
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _flat(row: Mapping[str, Any], prefix: str = "") -> Row:
+    flat: Row = {}
+    for name, value in row.items():
+        flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
