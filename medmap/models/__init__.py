@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from medmap.core.modality import ModalitySet
 from medmap.errors import ConfigError
 from medmap.models.backbone import Backbone
+from medmap.models.check import check_backbone as check_backbone
 from medmap.models.unet import UNet
 
 Builder = Callable[[ModalitySet, int, str], Backbone]

@@ -116,13 +116,17 @@ class _GatedMean(nn.Module):
     def __init__(self, modalities: ModalitySet, channels: int) -> None:
         super().__init__()
         self.modalities = modalities
-        self.scores = nn.ModuleDict({name: nn.Conv3d(channels, 1, 1, bias=False) for name in modalities})
+        # With one modality there is nothing to weigh: a gate would be a parameter without a gradient.
+        gated = modalities if len(modalities) > 1 else ()
+        self.scores = nn.ModuleDict({name: nn.Conv3d(channels, 1, 1, bias=False) for name in gated})
         for score in self.scores.values():
             nn.init.zeros_(score.weight)
         self.after = normalise(channels)
 
     def forward(self, latents: Mapping[str, Tensor], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B C x y z"]:
         usable = list(columns(present, self.modalities))
+        if not self.scores:
+            return self.after(latents[usable[0][0]])
         scores = torch.cat(
             [
                 self.scores[name](latents[name]).float().masked_fill(~rows.view(-1, 1, 1, 1, 1), -torch.inf)
