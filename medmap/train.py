@@ -370,10 +370,14 @@ def _start_from(init: Path, state: _State) -> None:
     found = find_runs(init)
     if len(found) > 1:
         raise CheckpointError(f"--init {init}: holds {len(found)} runs ({found[0]}, …); name one of them")
-    weights = load_network(found[0], "best").state_dict()
-    theirs, ours = weights.keys(), state.network.state_dict().keys()
-    if theirs - ours or {k for k in ours - theirs if not k.startswith("anchors.")}:
-        raise CheckpointError(f"--init {init}: weights of another network; model and modalities must be the same")
+    other = load_network(found[0], "best")
+    weights, ours = other.state_dict(), state.network.state_dict()
+    lacking = {name for name in ours.keys() - weights.keys() if not name.startswith("anchors.")}
+    unlike = [name for name, tensor in weights.items() if name not in ours or ours[name].shape != tensor.shape]
+    if lacking or unlike or other.modalities != state.network.modalities:
+        raise CheckpointError(
+            f"--init {init}: weights of another network; model, modalities and label classes must be the same"
+        )
     for network in (state.network, state.smoothed):
         network.load_state_dict(weights, strict=False)
 
