@@ -151,8 +151,8 @@ def save_checkpoint(run: Path, which: str, tensors: Mapping[str, Mapping[str, Te
             {name: tensor.detach().contiguous().cpu() for name, tensor in group.items()}, fresh / f"{stem}.safetensors"
         )
     (fresh / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    if folder.exists():  # where it does not, an earlier write was cut short and ``old`` is the only whole one
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
     os.replace(fresh, folder)
     shutil.rmtree(old, ignore_errors=True)
