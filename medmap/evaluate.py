@@ -224,7 +224,7 @@ def evaluate(
 
 
 def write_scores(
-    out: Path,
+    out: Path | None,
     rows: Sequence[Score],
     modalities: ModalitySet,
     scheme: LabelScheme,
@@ -232,14 +232,16 @@ def write_scores(
     stores: Sequence[Store],
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write subsets.csv and summary.json into a folder; returns the summary."""
-    out.mkdir(parents=True, exist_ok=True)
-    lines = ["case,patient,subset,region,metric,value"]
-    lines += [f"{r.case},{r.patient},{r.subset},{r.region},{r.metric},{r.value:.6g}" for r in rows]
-    write_text(out / TABLE, "\n".join(lines) + "\n")
+    """Summarise a table of scores and, where a folder is named, put subsets.csv and summary.json there."""
     hashes = {store.path.name: store.sha256 for store in stores}
     summary = summarise(rows, modalities, scheme, about={**about, "convention": convention, "store": hashes})
-    write_text(out / SUMMARY, json.dumps(_without_nan(summary), indent=1))
+    summary = _without_nan(summary)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        lines = ["case,patient,subset,region,metric,value"]
+        lines += [f"{r.case},{r.patient},{r.subset},{r.region},{r.metric},{r.value:.6g}" for r in rows]
+        write_text(out / TABLE, "\n".join(lines) + "\n")
+        write_text(out / SUMMARY, json.dumps(summary, indent=1))
     return summary
 
 

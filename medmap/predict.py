@@ -51,7 +51,7 @@ class SubsetAnswer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Latents:
+class SequenceLatents:
     """One sequence, encoded: {level: [1 C x y z]} on its own box."""
 
     box: Box
@@ -86,10 +86,10 @@ def answer_subsets(
     device = network_device(network)
     flips = [f for size in range(len(mirror) + 1) for f in combinations(sorted(set(mirror)), size)]
     needed = [name for name in network.modalities if any(name in subset for subset in subsets)]
-    encoded: dict[Flip, dict[str, _Latents]] = {}
+    encoded: dict[Flip, dict[str, SequenceLatents]] = {}
     if network.separable:
         with torch.inference_mode(), autocast(device, precision):
-            encoded = {f: {name: _encode_alone(network, prepared, name, f, device) for name in needed} for f in flips}
+            encoded = {f: {name: encode_alone(network, prepared, name, f) for name in needed} for f in flips}
     for subset in subsets:
         box = Box.union(_network_box(network, prepared, name) for name in subset)
         # Contexts are left before each yield: a generator that sleeps inside one would leave it on for its caller.
@@ -238,17 +238,16 @@ def _network_box(network: AlignedSegmenter, prepared: Prepared, name: str) -> Bo
     return Box(box.start, (stop[0], stop[1], stop[2]))
 
 
-def _encode_alone(
-    network: AlignedSegmenter, prepared: Prepared, name: str, flip: Flip, device: torch.device
-) -> _Latents:
+def encode_alone(network: AlignedSegmenter, prepared: Prepared, name: str, flip: Flip = ()) -> SequenceLatents:
+    """One sequence of a patient through its own encoder, on its own brain box (a separable network)."""
+    device = network_device(network)
     box = _network_box(network, prepared, name)
-    image = _image(prepared, name, box, flip, device)
-    encoded = network.encode({name: image}, _mask(network, [name], device))
-    return _Latents(box, {level: encoded.levels[level][name] for level in network.backbone.strides})
+    encoded = network.encode({name: _image(prepared, name, box, flip, device)}, _mask(network, [name], device))
+    return SequenceLatents(box, {level: encoded.levels[level][name] for level in network.backbone.strides})
 
 
 def _decode_together(
-    network: AlignedSegmenter, latents: dict[str, _Latents], subset: ModalitySet, box: Box, flip: Flip
+    network: AlignedSegmenter, latents: dict[str, SequenceLatents], subset: ModalitySet, box: Box, flip: Flip
 ) -> Tensor:
     levels = {
         level: {name: _on_box(latents[name], level, stride, box, flip) for name in subset}
@@ -266,7 +265,7 @@ def _encode_and_decode(
     return network.decode(network.encode(images, kept), kept).logits
 
 
-def _on_box(latents: _Latents, level: str, stride: int, box: Box, flip: Flip) -> Tensor:
+def _on_box(latents: SequenceLatents, level: str, stride: int, box: Box, flip: Flip) -> Tensor:
     """A sequence's latents of one level on a larger box: zeros where the sequence has no brain."""
     latent = latents.levels[level]
     if latents.box == box:
