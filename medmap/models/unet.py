@@ -26,9 +26,13 @@ from medmap.models.blocks import DecoderLevel, EncoderLevel, cropped, normalise,
 
 @dataclass(frozen=True)
 class UNetSize:
-    """channels: per level, level l has stride 2^(l−1); deep: levels whose own logits are supervised as well."""
+    """channels: per level, level l has stride 2^(l−1)
+    finest:   convolutions at full resolution, 1 or 2; that level costs as much as all others together
+    deep:     levels whose own logits are supervised as well
+    """
 
     channels: tuple[int, ...]
+    finest: int = 2
     deep: tuple[str, ...] = ()
 
 
@@ -55,10 +59,13 @@ class UNet(nn.Module):
         self.classes = classes
         names = [f"x{level}" for level in range(1, len(shape.channels) + 1)]
         self.strides = {name: 2**level for level, name in enumerate(names)}
-        self.encoders = nn.ModuleDict({name: _Encoder(shape.channels) for name in modalities})
+        self.encoders = nn.ModuleDict({name: _Encoder(shape) for name in modalities})
         self.fusions = nn.ModuleDict({n: _GatedMean(modalities, c) for n, c in zip(names, shape.channels, strict=True)})
         self.decoder = nn.ModuleDict(
-            {name: DecoderLevel(below, c) for name, (c, below) in zip(names, pairwise(shape.channels), strict=False)}
+            {
+                name: DecoderLevel(below, c, shape.finest if name == "x1" else 2)
+                for name, (c, below) in zip(names, pairwise(shape.channels), strict=False)
+            }
         )
         self.head = nn.Conv3d(shape.channels[0], classes, 1)
         self.deep = nn.ModuleDict(
@@ -94,12 +101,12 @@ class UNet(nn.Module):
 class _Encoder(nn.Module):
     """One modality's encoder: image [B 1 X Y Z] → {level: [B C x y z]}."""
 
-    def __init__(self, channels: tuple[int, ...]) -> None:
+    def __init__(self, shape: UNetSize) -> None:
         super().__init__()
-        before = (1, *channels)
-        self.levels = nn.ModuleList(
-            EncoderLevel(b, c, stride=1 if i == 0 else 2)
-            for i, (b, c) in enumerate(zip(before, channels, strict=False))
+        finest, *coarser = shape.channels
+        self.levels = nn.ModuleList([EncoderLevel(1, finest, stride=1, convs=shape.finest)])
+        self.levels.extend(
+            EncoderLevel(before, channels, stride=2) for before, channels in zip(shape.channels, coarser, strict=False)
         )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -142,8 +149,8 @@ class _GatedMean(nn.Module):
 
 
 SIZES: dict[str, UNetSize] = {
-    "tiny": UNetSize((8, 16, 32, 48)),
-    "small": UNetSize((12, 24, 48, 96)),
+    "tiny": UNetSize((8, 16, 32, 48), finest=1),
+    "small": UNetSize((16, 32, 64, 96), finest=1),
     "base": UNetSize((16, 32, 64, 128, 128)),
     "large": UNetSize((32, 64, 128, 224, 256), deep=("x2", "x3")),
 }
