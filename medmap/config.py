@@ -247,7 +247,7 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
             tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected a YAML file") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: not valid YAML: {error}") from error
         if not isinstance(tree, dict):
             raise ConfigError(f"{path}: found a {type(tree).__name__}; expected sections such as data:, model:, train:")
@@ -280,7 +280,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             child = {}
         node[parent] = child
         node = child
-    value = yaml.safe_load(text) if text else None
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
     if isinstance(value, str):
         with suppress(ValueError):  # YAML 1.1 reads 1e-3 as a string
             value = float(value)

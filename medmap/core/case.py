@@ -45,7 +45,8 @@ class Case:
     affine:  4×4 voxel → mm in RAS+, shared by all volumes, invertible
     labels:  UInt8[X Y Z] in the file's own codes, or None
 
-    Raises InputError when a volume is not 3-D, shapes differ, a voxel is not finite or the affine has no inverse.
+    Raises InputError when a volume is not 3-D, shapes differ, a voxel is not finite, or the affine is not finite or has
+    no inverse.
     """
 
     id: str
@@ -73,7 +74,9 @@ class Case:
             bad = int(volume.size - np.isfinite(volume).sum())
             if bad:
                 raise InputError(f"case {self.id}: {name} holds {bad} voxels that are NaN or infinite; repair the file")
-        if self.affine.shape != (4, 4) or abs(np.linalg.det(self.affine[:3, :3])) < 1e-9:
+        if self.affine.shape != (4, 4) or not np.isfinite(self.affine).all():
+            raise InputError(f"case {self.id}: the affine must be a 4×4 matrix of finite numbers:\n{self.affine}")
+        if abs(np.linalg.det(self.affine[:3, :3])) < 1e-9:
             raise InputError(f"case {self.id}: the affine has no inverse:\n{self.affine}")
 
     @property
