@@ -106,6 +106,7 @@ def fit(
         if init is not None:
             _start_from(init, state)
         _open_run(run, config, card, split, store, where)
+        _save_last(run, state)  # or a run that stops before its first checkpoint could be neither resumed nor repeated
     criterion = RegionDiceCE(card.scheme)
     network, optimizer = fabric.setup(state.network, state.optimizer)
     log = _Log(run, state.step, on_row)
