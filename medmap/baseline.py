@@ -2,7 +2,7 @@
 
 ``flair-threshold``: whole tumour = what is bright on T2-FLAIR.
 
-    r = (g − median) / (1.4826 · MAD) inside the brain, g the image after a Gaussian of one voxel
+    r = (x − median) / (1.4826 · MAD) inside the brain, then smoothed by a Gaussian of one voxel
     WT = largest component of the opening of {r > t}
 
 t is the one that gives the highest mean Dice on the training and validation parts; the test part is read once.
@@ -40,13 +40,13 @@ def robust_flair(image: NDArray[Any]) -> NDArray[np.float32]:
     image: a T2-FLAIR volume, background exactly 0
     """
     brain = image != 0
-    smooth = ndimage.gaussian_filter(image.astype(np.float32), 1.0)
-    values = smooth[brain]
+    values = image[brain].astype(np.float32)
     centre = np.median(values)
     spread = 1.4826 * np.median(np.abs(values - centre))
     if spread == 0:
         return np.zeros(image.shape, np.float32)
-    return np.where(brain, (smooth - centre) / spread, 0).astype(np.float32)
+    score = np.where(brain, (image.astype(np.float32) - centre) / spread, 0)
+    return np.where(brain, ndimage.gaussian_filter(score, 1.0), 0).astype(np.float32)
 
 
 def bright_tumour(score: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:

@@ -93,6 +93,16 @@ def find_runs(path: Path) -> list[Path]:
     return runs
 
 
+def is_finished(run: Path) -> bool:
+    """Whether a run has done all its steps; False where there is no run, or it was interrupted."""
+    try:
+        config, _ = read_run(run)
+        state = json.loads((checkpoint_folder(run, "last") / STATE).read_text(encoding="utf-8"))
+    except CheckpointError:
+        return False
+    return bool(state["step"] >= config.train.steps)
+
+
 def load_network(run: Path, which: str = "best", device: str | torch.device = "cpu") -> AlignedSegmenter:
     """The network of a run in evaluation mode, with the weights of its checkpoint ``best`` or ``last``.
 

@@ -12,6 +12,7 @@ side.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -238,9 +239,11 @@ def write_scores(
     summary = _without_nan(summary)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        lines = ["case,patient,subset,region,metric,value"]
-        lines += [f"{r.case},{r.patient},{r.subset},{r.region},{r.metric},{r.value:.6g}" for r in rows]
-        write_text(out / TABLE, "\n".join(lines) + "\n")
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(Score._fields)
+        writer.writerows(row._replace(value=f"{row.value:.6g}") for row in rows)
+        write_text(out / TABLE, text.getvalue())
         write_text(out / SUMMARY, json.dumps(summary, indent=1))
     return summary
 
