@@ -28,7 +28,7 @@ from medmap.align import AlignedSegmenter, build_segmenter
 from medmap.config import Config, load_config
 from medmap.core.labels import LabelScheme
 from medmap.core.modality import ModalitySet
-from medmap.errors import CheckpointError
+from medmap.errors import CheckpointError, InputError
 
 FORMAT = 1
 CONFIG, CARD, CHECKPOINTS, STATE = "config.yaml", "model.yaml", "checkpoints", "state.json"
@@ -70,12 +70,18 @@ def read_run(run: Path) -> tuple[Config, ModelCard]:
             raise CheckpointError(
                 f"{run}: no {name} in it; expected a folder that `medmap train` wrote, or one that holds such folders"
             )
-    card = yaml.safe_load((run / CARD).read_text(encoding="utf-8"))
-    if card.get("format") != FORMAT:
-        raise CheckpointError(f"{run / CARD}: format {card.get('format')!r}; this version of medmap reads {FORMAT}")
-    return load_config(run / CONFIG), ModelCard(
-        ModalitySet(tuple(card["modalities"])), LabelScheme.from_dict(card["labels"]), card["spacing_mm"]
-    )
+    return load_config(run / CONFIG), _read_card(run / CARD)
+
+
+def _read_card(file: Path) -> ModelCard:
+    try:
+        card = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if card["format"] != FORMAT:
+            raise CheckpointError(f"{file}: format {card['format']!r}; this version of medmap reads {FORMAT}")
+        modalities, scheme = ModalitySet(tuple(card["modalities"])), LabelScheme.from_dict(card["labels"])
+        return ModelCard(modalities, scheme, card["spacing_mm"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, InputError) as error:
+        raise CheckpointError(f"{file}: damaged ({error!r}); copy the run again") from error
 
 
 def find_runs(path: Path) -> list[Path]:
