@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,9 +157,28 @@ def checkpoint_folder(run: Path, which: str) -> Path:
     )
 
 
+@contextmanager
+def writing(run: Path) -> Iterator[None]:
+    """Turn what the system raises while a run is written into one InputError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{run}: cannot be written ({error}); make room, or choose a folder with -o that may be written to. "
+            f"A run that has begun keeps its last checkpoint: `medmap train --resume {run}`"
+        ) from error
+
+
 def save_checkpoint(run: Path, which: str, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]) -> None:
-    """Write {file stem: tensors} and a JSON state as one checkpoint, all of it or nothing."""
-    folder = run / CHECKPOINTS / which
+    """Write {file stem: tensors} and a JSON state as one checkpoint, all of it or nothing.
+
+    Raises InputError where the disk is full or may not be written.
+    """
+    with writing(run):
+        _replace(run / CHECKPOINTS / which, tensors, state)
+
+
+def _replace(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]) -> None:
     fresh, old = folder.with_suffix(".new"), folder.with_suffix(".old")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -167,6 +187,9 @@ def save_checkpoint(run: Path, which: str, tensors: Mapping[str, Mapping[str, Te
             {name: tensor.detach().contiguous().cpu() for name, tensor in group.items()}, fresh / f"{stem}.safetensors"
         )
     (fresh / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    for file in fresh.iterdir():  # on the disk before the old one goes, or a power cut could leave neither
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
     if folder.exists():  # where it does not, an earlier write was cut short and ``old`` is the only whole one
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)

@@ -39,6 +39,7 @@ from medmap.checkpoint import (
     unflatten_optimizer,
     write_run,
     write_text,
+    writing,
 )
 from medmap.config import Config, TrainConfig
 from medmap.core.case import Batch, Prepared
@@ -347,8 +348,6 @@ def _open_run(run: Path, config: Config, card: ModelCard, split: Split, store: S
         raise CheckpointError(
             f"{run} already holds a run; go on with `medmap train --resume {run}` or name another folder with -o"
         )
-    write_run(run, config, card)
-    write_text(run / SPLITS, json.dumps(split.to_dict(), indent=1))
     environment = {
         "medmap": medmap.__version__,
         "python": platform.python_version(),
@@ -364,7 +363,10 @@ def _open_run(run: Path, config: Config, card: ModelCard, split: Split, store: S
             for p in build_segmenter(config.model, config.align, card.modalities, len(card.scheme.classes)).parameters()
         ),
     }
-    write_text(run / ENV, json.dumps(environment, indent=1))
+    with writing(run):
+        write_run(run, config, card)
+        write_text(run / SPLITS, json.dumps(split.to_dict(), indent=1))
+        write_text(run / ENV, json.dumps(environment, indent=1))
 
 
 def _start_from(init: Path, state: _State) -> None:
@@ -428,7 +430,7 @@ class _Log:
 
     def write(self, row: Row) -> None:
         self.rows.append(row)
-        with self.file.open("a", encoding="utf-8") as stream:
+        with writing(self.file.parent), self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
