@@ -256,7 +256,10 @@ def _step(
     }
     if output.latents:
         row["weights"] = state.network.anchor_weights()
-        row["latents"] = {level: latent_spread(z, batch.seen) for level, z in output.latents.items()}
+        # A joint stem makes latents of what is kept only; the zeros elsewhere are none.
+        stem = state.network.stem
+        there = batch.seen if stem is None or stem.separable else batch.kept
+        row["latents"] = {level: latent_spread(z, there) for level, z in output.latents.items()}
     return row
 
 
