@@ -97,7 +97,11 @@ def fit(
     card = ModelCard(modalities, store.scheme, store.spacing_mm)
     split = choose_split(config, store)
     train, val = Patients(store, split.train, modalities), Patients(store, split.val, modalities)
-    fabric = Fabric(accelerator=where.type, devices=1, precision="bf16-mixed" if precision == "bf16" else "32-true")
+    fabric = Fabric(
+        accelerator=where.type,
+        devices=1 if where.index is None or where.type == "cpu" else [where.index],
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
+    )
     torch.manual_seed(config.seed)
     state = _fresh(config, card, where)
     _check_patch(config.train, state.network)
