@@ -249,6 +249,8 @@ def _step(
     norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), config.train.clip_norm)
     _refuse_divergence({"gradient": norm}, state.step)
     optimizer.step()
+    largest = torch.nn.utils.get_total_norm([p.detach() for p in state.network.parameters()], math.inf)
+    _refuse_divergence({"weights": largest}, state.step)  # before they can reach a checkpoint
     _smooth(state, config.train.ema)
     if (state.step + 1) % config.train.log_every and state.step + 1 != config.train.steps:
         return {}
