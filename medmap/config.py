@@ -216,7 +216,7 @@ class Config(_Section):
     """One run. ``model: unet`` is short for ``model: {name: unet}``, ``align: none`` for ``align: {anchor: none}``."""
 
     name: str = "run"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     data: DataConfig = DataConfig()
     model: Annotated[ModelConfig, BeforeValidator(_named)] = ModelConfig()
     align: Annotated[AlignConfig, BeforeValidator(_anchored)] = AlignConfig()
