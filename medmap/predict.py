@@ -73,15 +73,17 @@ def answer_subsets(
     mirror:    axes; the mean over all 2^n flips is taken
     precision: fp32 | bf16 (autocast)
 
-    Raises InputError for a subset with a sequence the patient does not have.
+    Raises InputError for a subset with a sequence the patient does not have, or the network does not know.
     """
     subsets = list(subsets)
     for subset in subsets:
         absent = [name for name in subset if name not in prepared.images]
-        if absent:
+        unknown = [name for name in subset if name not in network.modalities]
+        if absent or unknown:
             raise InputError(
-                f"case {prepared.id}: asked for {subset}, but {', '.join(absent)} is missing; "
-                f"there are {', '.join(prepared.images)}"
+                f"case {prepared.id}: asked for {subset}, but {', '.join(absent or unknown)} is "
+                f"{'missing' if absent else 'unknown to the model'}; "
+                f"there are {', '.join(prepared.images if absent else network.modalities)}"
             )
     device = network_device(network)
     flips = [f for size in range(len(mirror) + 1) for f in combinations(sorted(set(mirror)), size)]
