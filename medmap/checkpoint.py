@@ -82,7 +82,7 @@ def _read_card(file: Path) -> ModelCard:
         modalities, scheme = ModalitySet(tuple(card["modalities"])), LabelScheme.from_dict(card["labels"])
         return ModelCard(modalities, scheme, card["spacing_mm"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, InputError) as error:
-        raise CheckpointError(f"{file}: damaged ({error!r}); copy the run again") from error
+        raise CheckpointError(f"{file}: damaged ({' '.join(str(error).split())}); copy the run again") from error
 
 
 def find_runs(path: Path) -> list[Path]:
