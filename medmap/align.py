@@ -310,11 +310,13 @@ def build_segmenter(model: ModelConfig, align: AlignConfig, modalities: Modality
     backbone = build_backbone(model.name, modalities, classes, model.size)
     stem = build_stem(model.stem, modalities, model.stem_published)
     offered = [*([STEM] if stem is not None else []), *backbone.strides]
-    wanted = align.levels if align.anchor != "none" and (align.alpha > 0 or align.fill != "none") else ()
+    wanted = align.levels or tuple(backbone.strides)[-1:]
     for level in wanted:
         if level not in offered:
             raise ConfigError(
                 f"align.levels: {model.name} {model.size} has no level {level!r}; it offers {', '.join(offered)}"
             )
+    if align.anchor == "none" or (align.alpha == 0 and align.fill == "none"):
+        wanted = ()
     anchors = {level: build_anchor(align, modalities) for level in wanted}
     return AlignedSegmenter(backbone, stem, anchors, align.fill, align.scale_at_test)

@@ -71,7 +71,8 @@ class AlignConfig(_Section):
 
     anchor:        none; pstar (learned mixture P*); pk (fixed modality P^k); pn (standard normal P^N); uniform
     fixed:         the modality k of ``pk``
-    levels:        names of the latents that are aligned, as the backbone offers them (and ``stem``)
+    levels:        names of the latents that are aligned, as the backbone offers them (and ``stem``); the deepest where
+                   none is named
     alpha:         weight α of the alignment loss
     fill:          absent latents are replaced by the anchor: none; kept (over what this pass may look at);
                    seen (the published form: at training also over what was dropped, a leak)
@@ -81,7 +82,7 @@ class AlignConfig(_Section):
 
     anchor: Literal["none", "pstar", "pk", "pn", "uniform"] = "pstar"
     fixed: str | None = None
-    levels: tuple[str, ...] = ("x5",)
+    levels: tuple[str, ...] = ()
     alpha: Annotated[float, Field(ge=0)] = 0.1
     fill: Literal["none", "kept", "seen"] = "none"
     weights: Literal["softmax", "ratio"] = "softmax"
