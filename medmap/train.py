@@ -104,7 +104,7 @@ def fit(
     )
     torch.manual_seed(config.seed)
     state = _fresh(config, card, where)
-    _check_patch(config.train, state.network)
+    check_patch(config.train, state.network)
     if resume:
         _restore(run, state)
     else:
@@ -343,7 +343,8 @@ def _optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
-def _check_patch(config: TrainConfig, network: AlignedSegmenter) -> None:
+def check_patch(config: TrainConfig, network: AlignedSegmenter) -> None:
+    """Raises ConfigError for a patch that is not a whole number of the network's strides."""
     stride = network.stride
     if any(n % stride or n < 2 * stride for n in config.patch):
         raise ConfigError(

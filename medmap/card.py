@@ -1,0 +1,121 @@
+"""What a trained model says about itself in plain text: sequences, label codes, checkpoints, measured performance.
+
+Read before torch is imported, so that a request it cannot answer is refused at once. Weights: `medmap.checkpoint`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medmap.core.labels import SCHEMES, LabelScheme, scheme_named
+from medmap.core.modality import ModalitySet
+from medmap.data.nifti import sha256
+from medmap.errors import CheckpointError, InputError
+
+DEFAULT_LABELS = "brats2023"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What a run, or a folder of folds, says about itself in plain text.
+
+    path, which: the folder and the checkpoint (best, last); runs: the runs in it, checkpoint folders in the same order
+    modalities, scheme, spacing_mm: as in `medmap.checkpoint.ModelCard`
+    """
+
+    path: Path
+    which: str
+    runs: tuple[Path, ...]
+    checkpoints: tuple[Path, ...]
+    modalities: ModalitySet
+    scheme: LabelScheme
+    spacing_mm: float | None
+
+    @cached_property
+    def weights_sha256(self) -> dict[str, str]:
+        """{run, from the model's folder: SHA-256 of the weights it answers with}."""
+        found = {}
+        for run, folder in zip(self.runs, self.checkpoints, strict=True):
+            smoothed = folder / "ema.safetensors"
+            file = smoothed if smoothed.is_file() else folder / "model.safetensors"
+            found[run.relative_to(self.path).as_posix()] = sha256(file)
+        return found
+
+    def expected(self, used: str, clean: bool) -> dict[str, Any] | None:
+        """What held-out patients with these sequences had: Dice by region with its interval; None where nobody
+        measured, or other weights than the best were."""
+        try:
+            summary = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        rows = {r["region"]: r for r in summary["rows"] if r["subset"] == used and r["metric"] == "dice"}
+        if not rows or self.which != "best":
+            return None
+        kept = ("mean", "low", "high", "n")
+        dice = {
+            region: {key: rows[f"{region}-pp" if clean and f"{region}-pp" in rows else region][key] for key in kept}
+            for region in self.scheme.regions
+            if region in rows
+        }
+        return {"measured_on": summary.get("evaluated", ""), "sequences": used, "dice": dice}
+
+
+def read_model(path: Path, which: str = "best") -> ModelFolder:
+    """Look into a run folder, or a folder of folds, without loading weights.
+
+    Raises CheckpointError where there is no model, its card is damaged, or it has no such checkpoint.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder; expected a run that `medmap train -o {path}` wrote")
+    cards = [path / "model.yaml"] if (path / "config.yaml").is_file() else sorted(path.glob("*/**/model.yaml"))
+    if not cards or not cards[0].is_file():
+        raise CheckpointError(f"{path}: no model.yaml in it; expected a run that `medmap train` wrote, or its folds")
+    try:
+        card = yaml.safe_load(cards[0].read_text(encoding="utf-8"))
+        modalities, scheme = ModalitySet(tuple(card["modalities"])), LabelScheme.from_dict(card["labels"])
+        spacing_mm = None if card["spacing_mm"] is None else float(card["spacing_mm"])
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{cards[0]}: damaged ({type(error).__name__}: {error}); copy the run again") from error
+    runs = tuple(file.parent for file in cards)
+    checkpoints = tuple(_checkpoint(run, which) for run in runs)
+    return ModelFolder(path, which, runs, checkpoints, modalities, scheme, spacing_mm)
+
+
+def choose_scheme(known: LabelScheme, asked: str | None = None) -> LabelScheme:
+    """The codes of a mask: those asked for, else BraTS 2023's for a glioma model, else the model's own.
+
+    Raises InputError for a scheme whose classes the model does not know.
+
+    >>> choose_scheme(SCHEMES["brats2021"]).name, choose_scheme(SCHEMES["brats2023"], "brats2021").codes["et"]
+    ('brats2023', 4)
+    """
+    fitting = [name for name, scheme in SCHEMES.items() if scheme.same_classes(known)]
+    if asked is None:
+        return SCHEMES[DEFAULT_LABELS] if DEFAULT_LABELS in fitting else known
+    if asked == known.name:
+        return known
+    scheme = scheme_named(asked)
+    if not scheme.same_classes(known):
+        raise InputError(
+            f"labels {asked}: its classes are {', '.join(scheme.classes[1:])}; the model knows "
+            f"{', '.join(known.classes[1:])}. Choose --labels {', '.join(dict.fromkeys([*fitting, known.name]))}"
+        )
+    return scheme
+
+
+def _checkpoint(run: Path, which: str) -> Path:
+    folder = run / "checkpoints" / which
+    for candidate in (folder, folder.with_suffix(".old")):
+        if (candidate / "model.safetensors").is_file():
+            return candidate
+    there = sorted(path.name for path in (run / "checkpoints").glob("[!.]*") if path.suffix == "")
+    raise CheckpointError(
+        f"{run}: no checkpoint {which!r}, there is {', '.join(there) or 'none'}; it is written during training: "
+        f"medmap train --resume {run}"
+    )

@@ -1,0 +1,179 @@
+"""Verbs about data: look through it, make some up, prepare it for training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medmap.cli import beforehand, console
+from medmap.cli.options import Deep, DryRun, Json, Labels, Modalities, Spacing
+from medmap.errors import InputError
+
+if TYPE_CHECKING:
+    from medmap.data.cases import DataFolder
+    from medmap.data.store import Store, StoreReport
+
+DataPath = Annotated[Path, typer.Argument(metavar="PATH", help="Folder of cases, or a CSV table.")]
+
+
+def check(path: DataPath, labels: Labels = None, deep: Deep = False, json: Json = False) -> None:
+    """Say what is in a data set, and every fault with its cure.
+
+    Layout, label map and on what evidence, who has what, grids, faults. Knows BraTS 2018-2025, MSD Task01, nnU-Net,
+    BIDS, phantoms, and a CSV with the columns case,t1n,t1c,t2w,t2f,seg.
+    """
+    console.MANNER.json = json
+    from medmap.data.check import check as look_through
+    from medmap.data.check import render
+
+    with console.progress("checking") as tell:
+        report = look_through(path, labels, deep, lambda done, total: tell(done, total, ""))
+    if json:
+        console.answer_json(report.to_dict())
+    else:
+        console.answer(render(report).rstrip())
+    raise typer.Exit(report.exit_code)
+
+
+def simulate(
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write the patients into.")],
+    count: Annotated[int, typer.Option("-n", "--number", min=1, metavar="N", help="Number of patients.")],
+    seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="The same patients for the same seed.")] = 0,
+    spacing: Annotated[float, typer.Option("--spacing", metavar="MM", help="Edge of the voxels, 1 to 4.")] = 2.0,
+    missing: Annotated[
+        float, typer.Option("--missing", metavar="P", min=0, max=1, help="Probability that a sequence does not exist.")
+    ] = 0.0,
+    modalities: Modalities = "t1n+t1c+t2w+t2f",
+    json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Make up patients with a glioma, as BraTS 2023 lays them out."""
+    console.MANNER.json = json
+    from medmap.core.modality import GLIOMA_MRI
+    from medmap.phantom import write_phantoms
+    from medmap.phantom.simulate import check_request
+
+    wanted = GLIOMA_MRI.parse(modalities)
+    check_request(wanted, spacing, 0.03)
+    beforehand.writable(out, "patients")
+    beforehand.room(out, int(count * (len(wanted) + 0.1) * 10e6 / spacing**3), f"{count} patients")
+    ids: list[str] = []
+    if not dry_run:
+        with console.progress("simulating") as tell:
+            ids = write_phantoms(
+                out, count, seed, modalities=wanted, spacing_mm=spacing, missing=missing, on_progress=tell
+            )
+    if json:
+        console.answer_json({"out": str(out), "dry_run": dry_run, "count": count, "ids": ids})
+        return
+    what = f"{console.count(count, 'patient')} with {wanted} at {spacing:g} mm"
+    console.answer(f"would write {what} into {out}" if dry_run else f"{out}: {what}, {ids[0]} to {ids[-1]}")
+    if not dry_run:
+        console.say(f"next: medmap check {out}, or medmap prepare {out} -o STORE")
+
+
+def prepare(
+    path: DataPath,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="STORE", help="Folder of the prepared data.")],
+    spacing: Spacing = None,
+    labels: Labels = None,
+    deep: Deep = False,
+    json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Prepare a data set for training.
+
+    RAS, one spacing, each sequence normalised inside its own brain. Goes on where it was interrupted. A case that
+    cannot be prepared is named and left out (exit code 3).
+    """
+    console.MANNER.json = json
+    beforehand.existing(path, "a folder of cases or a CSV table")
+    beforehand.writable(out, "the store")
+    from medmap.data.check import check as look_through
+    from medmap.data.layouts import recognise
+
+    if dry_run:
+        report = look_through(path, labels, deep)
+        if json:
+            console.answer_json({"store": str(out), "dry_run": True, **report.to_dict()})
+        else:
+            console.answer(f"would prepare {describe(report.folder, spacing)}\ninto {out}")
+            for fault in report.faults:
+                if fault.severity == "error":
+                    console.warn(f"{fault.case or path}: {fault.what}; {fault.cure}")
+        raise typer.Exit(1 if report.folder.undecided else 3 if report.unusable else 0)
+    folder = recognise(path, labels, deep)
+    console.say(describe(folder, spacing))
+    store, report = fill_store(folder, out, spacing)
+    if json:
+        console.answer_json(
+            {
+                "store": str(out),
+                "sha256": store.sha256,
+                "cases": len(store.ids),
+                "prepared": list(report.done),
+                "unchanged": list(report.skipped),
+                "failed": dict(report.failed),
+                "spacing_mm": store.spacing_mm,
+                "modalities": list(store.modalities),
+                "scheme": None if store.scheme is None else store.scheme.name,
+            }
+        )
+    else:
+        kept = f", {len(report.skipped)} of them as they were" if report.skipped else ""
+        failed = f"; {len(report.failed)} failed" if report.failed else ""
+        console.answer(f"{out}: {console.count(len(store.ids), 'case')}{kept}{failed}")
+        console.answer(f"store hash {store.sha256}")
+        console.say(f"next: medmap train -d {out} -o RUN")
+    raise typer.Exit(3 if report.failed else 0)
+
+
+def describe(folder: DataFolder, spacing_mm: float | None) -> str:
+    """What will be prepared, in one line."""
+    patients = console.count(len({case.patient for case in folder.cases}), "patient")
+    labels = "no label map" if folder.scheme is None else f"labels {folder.scheme.name} ({folder.evidence})"
+    grid = "each case's own spacing" if spacing_mm is None else f"{spacing_mm:g} mm"
+    cases, names = console.count(len(folder.cases), "case"), " ".join(folder.modalities)
+    return f"{folder.root}: {cases} of {patients}, {names}, {labels}, {grid}"
+
+
+def fill_store(folder: DataFolder, out: Path, spacing_mm: float | None) -> tuple[Store, StoreReport]:
+    """Prepare a data folder and open the store; cases that failed are named in warnings."""
+    from medmap.data.store import Store, write_store
+
+    with console.progress("preparing") as tell:
+        report = write_store(folder, out, spacing_mm, on_progress=tell)
+    for case, reason in report.failed.items():
+        console.warn(f"left out {case}: {reason.removeprefix(f'case {case}: ')}")
+    return Store(out), report
+
+
+def open_data(path: Path, beside: Path, spacing_mm: float | None, labels: str | None) -> tuple[Store, dict[str, str]]:
+    """A store, or a data folder prepared into ``beside``; with the reasons of the cases that were left out.
+
+    spacing_mm: what the cases must be at; for a store, any where None. Raises InputError for a store at another.
+    """
+    from medmap.data.layouts import recognise
+    from medmap.data.store import Store
+
+    beforehand.existing(path, "a store that `medmap prepare` wrote, or a folder of cases")
+    if is_store(path):
+        store = Store(path.resolve())
+        if spacing_mm is not None and (store.spacing_mm is None or abs(store.spacing_mm - spacing_mm) > 0.01):
+            found = "several spacings" if store.spacing_mm is None else f"{store.spacing_mm:g} mm"
+            raise InputError(
+                f"{path}: is prepared at {found}, {spacing_mm:g} mm is needed; name the folder of cases itself, or "
+                f"prepare it with --spacing {spacing_mm:g}"
+            )
+        return store, {}
+    folder = recognise(path, labels)
+    console.say(f"{describe(folder, spacing_mm)}; prepared into {beside}")
+    store, report = fill_store(folder, beside.resolve(), spacing_mm)
+    return store, dict(report.failed)
+
+
+def is_store(path: Path) -> bool:
+    """Whether `medmap prepare` wrote the folder."""
+    return (path / "manifest.json").is_file()

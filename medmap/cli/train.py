@@ -1,0 +1,252 @@
+"""The verb that trains: what is going to happen is said first, what is wrong with it before torch is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from medmap.cli import beforehand, console
+from medmap.cli.data import describe, is_store, open_data
+from medmap.cli.jobs import (
+    BEGUN,
+    FINISHED,
+    STOPPED,
+    Job,
+    checked,
+    data_of,
+    last_step,
+    planned,
+    refuse_with_resume,
+    resumed,
+    same_data,
+)
+from medmap.cli.options import Device, DryRun, Json, Labels, Spacing
+from medmap.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from medmap.config import Config
+    from medmap.data.splits import Split
+    from medmap.data.store import Store
+
+
+class TrainCommand(TyperCommand):
+    """``--set a=1 b=2`` is ``--set a=1 --set b=2``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, _one_each(args))
+
+
+def train(
+    config: Annotated[
+        Path | None, typer.Option("-c", "--config", metavar="YAML", help="What to train; defaults where not given.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("-d", "--data", metavar="DATA", help="Store of `medmap prepare`, or folder of cases."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="RUN", help="Folder of the new run.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C ...", help="Keys of the configuration; any number.")
+    ] = None,
+    fold: Annotated[
+        str | None, typer.Option("--fold", metavar="N|all", help="Test fold; `all`: one run each in RUN/fold0, ...")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Go on from the last checkpoint of a run.")
+    ] = None,
+    init: Annotated[
+        Path | None, typer.Option("--init", metavar="RUN", help="Start from the best weights of another run.")
+    ] = None,
+    spacing: Spacing = None,
+    labels: Labels = None,
+    device: Device = "auto",
+    json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train a network that answers every subset of sequences.
+
+    medmap train -c CONFIG -d DATA -o RUN [--set train.steps=500 align.anchor=pstar] [--fold all]
+    """
+    console.MANNER.json = json
+    if resume is not None:
+        refuse_with_resume(config=config, out=out, set=settings, fold=fold, init=init, spacing=spacing, labels=labels)
+        jobs, source = [resumed(resume)], data or data_of(resume)
+    else:
+        if out is None:
+            raise typer.BadParameter("name the folder of the new run", param_hint="-o RUN")
+        jobs, source = planned(config, settings or [], fold, out, data)
+    beforehand.packages("train", "monai", "lightning_fabric")
+    beforehand.writable(jobs[0].run, "the run")
+    if init is not None:
+        from medmap.card import read_model
+
+        if len(runs := read_model(init).runs) > 1:
+            raise CheckpointError(f"--init {init}: holds {len(runs)} runs ({runs[0]}, ...); name one of them")
+    if dry_run and not is_store(source):
+        _say_unprepared(source, labels, spacing, jobs)
+        return
+    store, failed = open_data(source, (resume or out or Path()) / "store", spacing, labels)
+    if resume is not None:
+        same_data(resume, store)
+    splits = [checked(job.config, store) for job in jobs]
+    if json and dry_run:
+        console.answer_json({"dry_run": True, "runs": [_plain(j, s) for j, s in zip(jobs, splits, strict=True)]})
+        return
+    _say_data(store)
+    for job, split in zip(jobs, splits, strict=True):
+        if len(jobs) > 1:
+            console.say(f"{job.run}")
+        if job.state == FINISHED:
+            console.say(f"  finished at step {job.step}: left as it is")
+            continue
+        _say_plan(job, store, split, device)
+        if not dry_run:
+            _run(job, store, init, device)
+    if json:
+        console.answer_json({"runs": [_plain(j, s) for j, s in zip(jobs, splits, strict=True)]})
+    elif not dry_run:
+        whole = resume or out
+        console.say(f"next: medmap evaluate {whole}, medmap report {whole}")
+    raise typer.Exit(3 if failed else 0)
+
+
+def _one_each(args: Sequence[str]) -> list[str]:
+    """Words with a = that follow the value of --set are values of it as well.
+
+    >>> _one_each(["--set", "a=1", "b=2", "-o", "x"])
+    ['--set', 'a=1', '--set', 'b=2', '-o', 'x']
+    """
+    spread: list[str] = []
+    for arg in args:
+        follows = len(spread) > 1 and spread[-2] == "--set"
+        if follows and "=" in arg and not arg.startswith("-"):
+            spread.append("--set")
+        spread.append(arg)
+    return spread
+
+
+# ---- what is said ------------------------------------------------------------------------------------------------
+
+
+def _say_unprepared(source: Path, labels: str | None, spacing_mm: float | None, jobs: list[Job]) -> None:
+    from medmap.data.layouts import recognise
+
+    folder = recognise(source, labels)
+    runs = ", ".join(str(job.run) for job in jobs)
+    console.say(f"would prepare {describe(folder, spacing_mm)}")
+    console.say(f"would train {runs}; prepare first (medmap prepare) to see the split and the network")
+    if console.MANNER.json:
+        console.answer_json({"dry_run": True, "cases": len(folder.cases), "runs": [str(job.run) for job in jobs]})
+
+
+def _say_data(store: Store) -> None:
+    patients = console.count(len({patient for _, patient, _ in store.roster()}), "patient")
+    grid = "mixed spacings" if store.spacing_mm is None else f"{store.spacing_mm:g} mm"
+    scheme = "" if store.scheme is None else store.scheme.name
+    console.say(f"data      {store.path}: {console.count(len(store.ids), 'case')} of {patients}, {scheme}, {grid}")
+    console.say(f"          hash {store.sha256}")
+
+
+def _say_plan(job: Job, store: Store, split: Split, device: str) -> None:
+    import torch
+
+    from medmap.align import build_segmenter
+    from medmap.predict import resolve_device, resolve_precision
+    from medmap.train import check_patch
+
+    config, classes = job.config, store.scheme.classes if store.scheme else ()
+    where = resolve_device(device)
+    names = store.modalities if config.data.modalities is None else store.modalities.pick(config.data.modalities)
+    with torch.random.fork_rng(devices=[]):
+        network = build_segmenter(config.model, config.align, names, len(classes))
+        check_patch(config.train, network)
+        loss = _loss_text(config, network, torch)
+    count = sum(p.numel() for p in network.parameters())
+    parts = ", ".join(f"{part} {len(getattr(split, part))}" for part in ("train", "val", "test"))
+    steps, patch = config.train, "×".join(map(str, config.train.patch))
+    console.say(f"split     {split.name}: {parts}")
+    console.say(f"          sha256 {split.sha256}")
+    if split.absent or split.unlisted:
+        console.say(f"          {len(split.absent)} of the list are absent, {len(split.unlisted)} cases are not listed")
+    console.say(f"model     {config.model.name} {config.model.size}, {count:,} parameters, {' '.join(names)}")
+    console.say(f"loss      {loss}")
+    keep = f" (p = {config.sampling.keep_probability:g})" if config.sampling.subsets == "bernoulli" else ""
+    console.say(f"subsets   {config.sampling.subsets}{keep}, drawn per {config.sampling.per}")
+    crops = f"{steps.batch_size} × {patch}"
+    console.say(f"recipe    {steps.optimizer}, lr {steps.lr:g} {steps.schedule}, {steps.steps} steps of {crops}")
+    console.say(f"device    {where}, {resolve_precision(steps.precision, where)}, seed {config.seed}")
+    # weights, their mean, Adam's two, the best; and the old ones until the new are whole
+    beforehand.room(job.run, 4 * count * 5 * 2, "its checkpoints")
+
+
+def _loss_text(config: Config, network: Any, torch: Any) -> str:
+    """Every term with its weight, asked of the network itself."""
+    size, count = 2 * network.stride, len(network.modalities)
+    mask = torch.ones(2, count, dtype=torch.bool)
+    with torch.no_grad():
+        output = network.train()(torch.randn(2, count, size, size, size), mask, mask)
+    weights = config.model.loss_weights
+    levels = sum(name.startswith("align/") for name in output.losses)
+    terms = ["dice_ce"]
+    terms += [f"{weights.get(name, 0.5):g} {name}" for name in output.auxiliary]
+    for name in output.losses:
+        scale = config.align.alpha / levels if name.startswith("align/") else 1.0
+        terms.append(f"{scale * weights.get(name, 1.0):g} {name}")
+    anchor = config.align.anchor + (f" {config.align.fixed}" if config.align.fixed else "")
+    fill = "" if config.align.fill == "none" else f", absent latents filled ({config.align.fill})"
+    return " + ".join(terms) + (f"   (anchor {anchor}{fill})" if levels else "   (no alignment)")
+
+
+def _plain(job: Job, split: Split) -> dict[str, Any]:
+    """A run in plain types, as far as it came."""
+    return {
+        "run": str(job.run),
+        "step": last_step(job.run) or 0,
+        "steps": job.config.train.steps,
+        "split": {part: value if isinstance(value, str) else len(value) for part, value in split.to_dict().items()},
+    }
+
+
+# ---- doing it ----------------------------------------------------------------------------------------------------
+
+
+def _run(job: Job, store: Store, init: Path | None, device: str) -> None:
+    from medmap.train import fit
+
+    if job.state == BEGUN:
+        console.say("          stopped before its first checkpoint: starts again")
+        (job.run / "log.jsonl").unlink()
+    if job.state == STOPPED:
+        console.say(f"          goes on from step {job.step}")
+    try:
+        with console.progress("training", job.step) as tell:
+            resume = job.state == STOPPED
+            fit(job.config, store, job.run, resume=resume, init=init, device=device, on_row=_Rows(tell))
+    except KeyboardInterrupt:
+        step = last_step(job.run)
+        if step is None:
+            console.fail("interrupted before the first checkpoint: the same command starts again")
+        else:
+            console.fail(f"interrupted; the last checkpoint is of step {step}: medmap train --resume {job.run}")
+        raise typer.Exit(130) from None
+
+
+class _Rows:
+    """Rows of the training log as progress."""
+
+    def __init__(self, tell: console.Report) -> None:
+        self.tell = tell
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        if row["kind"] == "train":
+            terms = row["terms"]
+            parts = ", ".join(f"{name} {value:.3f}" for name, value in terms.items()) if len(terms) > 1 else ""
+            self.tell(row["step"], row["steps"], f"loss {row['loss']:.3f}" + (f" ({parts})" if parts else ""))
+            return
+        full = f", with all sequences {100 * row['full']:.1f}" if "full" in row else ""
+        best = "  * best so far" if row.get("best") else ""
+        console.say(f"step {row['step']}: validation Dice {100 * row['mean']:.1f} over all subsets{full}{best}")
