@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medmap.checkpoint import find_runs, read_run
 from medmap.core.box import Box, Boxed
 from medmap.core.case import Prepared
 from medmap.core.labels import LabelScheme
@@ -28,6 +27,7 @@ from medmap.core.modality import ModalitySet
 from medmap.data.store import Store
 from medmap.errors import InputError
 from medmap.evaluate import Score, run_store, write_scores
+from medmap.run import find_runs, read_run
 
 FLAIR, REGION = "t2f", "WT"
 THRESHOLDS = tuple(float(t) for t in np.arange(0.5, 3.01, 0.125))

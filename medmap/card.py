@@ -11,12 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from medmap.core.labels import SCHEMES, LabelScheme, scheme_named
 from medmap.core.modality import ModalitySet
 from medmap.data.nifti import sha256
-from medmap.errors import CheckpointError, InputError
+from medmap.errors import InputError
+from medmap.run import CARD, checkpoint_folder, find_runs, read_card
 
 DEFAULT_LABELS = "brats2023"
 
@@ -71,20 +70,10 @@ def read_model(path: Path, which: str = "best") -> ModelFolder:
 
     Raises CheckpointError where there is no model, its card is damaged, or it has no such checkpoint.
     """
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder; expected a run that `medmap train -o {path}` wrote")
-    cards = [path / "model.yaml"] if (path / "config.yaml").is_file() else sorted(path.glob("*/**/model.yaml"))
-    if not cards or not cards[0].is_file():
-        raise CheckpointError(f"{path}: no model.yaml in it; expected a run that `medmap train` wrote, or its folds")
-    try:
-        card = yaml.safe_load(cards[0].read_text(encoding="utf-8"))
-        modalities, scheme = ModalitySet(tuple(card["modalities"])), LabelScheme.from_dict(card["labels"])
-        spacing_mm = None if card["spacing_mm"] is None else float(card["spacing_mm"])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{cards[0]}: damaged ({type(error).__name__}: {error}); copy the run again") from error
-    runs = tuple(file.parent for file in cards)
-    checkpoints = tuple(_checkpoint(run, which) for run in runs)
-    return ModelFolder(path, which, runs, checkpoints, modalities, scheme, spacing_mm)
+    runs = find_runs(path)
+    card = read_card(runs[0] / CARD)
+    folders = tuple(checkpoint_folder(run, which) for run in runs)
+    return ModelFolder(path, which, tuple(runs), folders, card.modalities, card.scheme, card.spacing_mm)
 
 
 def choose_scheme(known: LabelScheme, asked: str | None = None) -> LabelScheme:
@@ -107,15 +96,3 @@ def choose_scheme(known: LabelScheme, asked: str | None = None) -> LabelScheme:
             f"{', '.join(known.classes[1:])}. Choose --labels {', '.join(dict.fromkeys([*fitting, known.name]))}"
         )
     return scheme
-
-
-def _checkpoint(run: Path, which: str) -> Path:
-    folder = run / "checkpoints" / which
-    for candidate in (folder, folder.with_suffix(".old")):
-        if (candidate / "model.safetensors").is_file():
-            return candidate
-    there = sorted(path.name for path in (run / "checkpoints").glob("[!.]*") if path.suffix == "")
-    raise CheckpointError(
-        f"{run}: no checkpoint {which!r}, there is {', '.join(there) or 'none'}; it is written during training: "
-        f"medmap train --resume {run}"
-    )

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from medmap.checkpoint import CARD, is_finished
 from medmap.config import Config, load_config
 from medmap.core.labels import SCHEMES
 from medmap.data.layouts import CaseFiles, DataFolder, recognise
@@ -21,8 +20,9 @@ from medmap.exhibits import write_exhibits
 from medmap.phantom import write_phantoms
 from medmap.predict import Predictor
 from medmap.report import write_report
+from medmap.run import CARD, SPLITS, is_finished
 from medmap.segment import segment_case
-from medmap.train import SPLITS, Row, fit
+from medmap.train import Row, fit
 
 SEED = 0
 SPACING_MM = 3.0

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medmap.checkpoint import find_runs, write_text
 from medmap.core.box import Box
 from medmap.core.case import Prepared
 from medmap.core.labels import LabelScheme
@@ -32,6 +31,7 @@ from medmap.core.stats import Interval, bootstrap_interval
 from medmap.data.store import Store
 from medmap.errors import CheckpointError, InputError
 from medmap.predict import Predictor, SubsetAnswer, postprocess
+from medmap.run import find_runs, write_text
 
 TABLE, SUMMARY = "subsets.csv", "summary.json"
 CLEANED = "-pp"

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from medmap.align import AlignedSegmenter, build_segmenter
-from medmap.checkpoint import load_network, read_run
+from medmap.checkpoint import load_network
 from medmap.core.box import Box
 from medmap.core.case import Prepared
 from medmap.core.metrics import dice
@@ -23,6 +23,7 @@ from medmap.core.modality import ModalitySet
 from medmap.data.store import Store
 from medmap.evaluate import TABLE, on_common_box, read_scores
 from medmap.predict import Predictor, encode_alone
+from medmap.run import read_run
 
 LATENTS, EXAMPLES = "latents.npz", "examples.npz"
 

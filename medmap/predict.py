@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medmap.align import AlignedSegmenter
-from medmap.checkpoint import ModelCard, find_runs, load_network, read_run
+from medmap.checkpoint import load_network
 from medmap.core.box import Box
 from medmap.core.case import Case, Prediction, Prepared
 from medmap.core.labels import LabelScheme
@@ -29,6 +29,7 @@ from medmap.core.modality import ModalitySet
 from medmap.data.preprocess import prepare_case, restore
 from medmap.errors import CheckpointError, InputError
 from medmap.models.backbone import Encoded
+from medmap.run import ModelCard, find_runs, read_run
 
 Flip = tuple[int, ...]
 """Axes that are mirrored: 0 left-right, 1 front-back, 2 bottom-top."""

@@ -28,18 +28,12 @@ from torch.nn import functional as F
 import medmap
 from medmap.align import AlignedSegmenter, Output, build_segmenter
 from medmap.checkpoint import (
-    ModelCard,
-    checkpoint_folder,
-    find_runs,
     flatten_optimizer,
     load_network,
     load_weights,
     read_tensors,
     save_checkpoint,
     unflatten_optimizer,
-    write_run,
-    write_text,
-    writing,
 )
 from medmap.config import Config, TrainConfig
 from medmap.core.case import Batch, Prepared
@@ -50,8 +44,8 @@ from medmap.data.splits import Split, kfold, published
 from medmap.data.store import Store
 from medmap.errors import CheckpointError, ConfigError, DivergenceError
 from medmap.predict import answer_subsets, resolve_device, resolve_precision
+from medmap.run import ENV, LOG, SPLITS, TABLE, ModelCard, checkpoint_folder, find_runs, write_run, write_text, writing
 
-LOG, TABLE, SPLITS, ENV = "log.jsonl", "metrics.csv", "splits.json", "env.json"
 Row = dict[str, Any]
 
 

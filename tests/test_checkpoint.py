@@ -17,23 +17,18 @@ from torch import Tensor, nn
 from medmap import checkpoint
 from medmap.align import build_segmenter
 from medmap.checkpoint import (
-    ModelCard,
-    checkpoint_folder,
-    find_runs,
     flatten_optimizer,
     load_network,
     load_weights,
-    read_run,
     read_tensors,
     save_checkpoint,
     unflatten_optimizer,
-    write_run,
-    write_text,
 )
 from medmap.config import AlignConfig, Config, ModelConfig, parse_config
 from medmap.core.labels import SCHEMES
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.errors import CheckpointError, InputError
+from medmap.run import ModelCard, checkpoint_folder, find_runs, read_run, write_run, write_text
 
 CARD = ModelCard(GLIOMA_MRI, SCHEMES["brats2021"], 2.0)
 CONFIG = parse_config({"model": {"size": "tiny"}, "align": {"levels": ["x4"]}, "train": {"lr": 0.003}})

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medmap.align import AlignedSegmenter
-from medmap.checkpoint import ModelCard, save_checkpoint, write_run
+from medmap.checkpoint import save_checkpoint
 from medmap.config import AlignConfig, Config, ModelConfig, parse_config
 from medmap.core.box import Box, Boxed
 from medmap.core.case import Case, Prepared
@@ -32,6 +32,7 @@ from medmap.predict import (
     resolve_device,
     resolve_precision,
 )
+from medmap.run import ModelCard, write_run
 
 GLIOMA = SCHEMES["brats2023"]
 ALL = GLIOMA_MRI.subsets()
@@ -59,7 +60,7 @@ BOXES = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)

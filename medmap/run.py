@@ -1,0 +1,134 @@
+"""A run folder as far as it is plain text: nothing here imports torch.
+
+RUN/config.yaml                 every key, resolved
+RUN/model.yaml                  what the weights need to be used: sequences, label scheme, spacing
+RUN/splits.json, env.json       which patients, which machine, data and versions
+RUN/log.jsonl, metrics.csv      what happened
+RUN/checkpoints/{best,last}/    tensors: `medmap.checkpoint`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medmap.config import Config, load_config
+from medmap.core.labels import LabelScheme
+from medmap.core.modality import ModalitySet
+from medmap.errors import CheckpointError, InputError
+
+FORMAT = 1
+CONFIG, CARD, CHECKPOINTS, STATE = "config.yaml", "model.yaml", "checkpoints", "state.json"
+LOG, TABLE, SPLITS, ENV = "log.jsonl", "metrics.csv", "splits.json", "env.json"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What weights need to be used by somebody who has nothing else.
+
+    modalities: the sequences, in mask order; scheme: label classes and regions; spacing_mm: of the common grid, None
+    where the network was trained on each data set's own
+    """
+
+    modalities: ModalitySet
+    scheme: LabelScheme
+    spacing_mm: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        return {
+            "format": FORMAT,
+            "modalities": list(self.modalities),
+            "labels": self.scheme.to_dict(),
+            "spacing_mm": self.spacing_mm,
+        }
+
+
+def write_run(run: Path, config: Config, card: ModelCard) -> None:
+    """Put the configuration and the card of a run in its folder."""
+    run.mkdir(parents=True, exist_ok=True)
+    write_text(run / CONFIG, config.to_yaml())
+    write_text(run / CARD, yaml.safe_dump(card.to_dict(), sort_keys=False))
+
+
+def read_run(run: Path) -> tuple[Config, ModelCard]:
+    """The configuration and the card of a run. Raises CheckpointError where the folder is not one."""
+    for name in (CONFIG, CARD):
+        if not (run / name).is_file():
+            raise CheckpointError(
+                f"{run}: no {name} in it; expected a folder that `medmap train` wrote, or one that holds such folders"
+            )
+    return load_config(run / CONFIG), read_card(run / CARD)
+
+
+def read_card(file: Path) -> ModelCard:
+    try:
+        card = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if card["format"] != FORMAT:
+            raise CheckpointError(f"{file}: format {card['format']!r}; this version of medmap reads {FORMAT}")
+        modalities, scheme = ModalitySet(tuple(card["modalities"])), LabelScheme.from_dict(card["labels"])
+        return ModelCard(modalities, scheme, card["spacing_mm"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, InputError) as error:
+        raise CheckpointError(f"{file}: damaged ({' '.join(str(error).split())}); copy the run again") from error
+
+
+def find_runs(path: Path) -> list[Path]:
+    """The run itself, or every run below a folder of folds or seeds, by name.
+
+    Raises CheckpointError where there is none.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; expected a run folder that `medmap train` wrote")
+    if (path / CONFIG).is_file():
+        return [path]
+    runs = sorted(found.parent for found in path.glob("*/**/" + CONFIG) if (found.parent / CARD).is_file())
+    if not runs:
+        raise CheckpointError(f"{path}: no run in it ({CONFIG} and {CARD}); train one with `medmap train -o {path}`")
+    return runs
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run has done all its steps; False where there is no run, or it was interrupted."""
+    try:
+        config, _ = read_run(run)
+        state = json.loads((checkpoint_folder(run, "last") / STATE).read_text(encoding="utf-8"))
+    except CheckpointError:
+        return False
+    return bool(state["step"] >= config.train.steps)
+
+
+def checkpoint_folder(run: Path, which: str) -> Path:
+    """RUN/checkpoints/best or last; the older copy where a write was cut short. Raises CheckpointError if neither."""
+    folder = run / CHECKPOINTS / which
+    for candidate in (folder, folder.with_suffix(".old")):
+        if (candidate / STATE).is_file():
+            return candidate
+    raise CheckpointError(
+        f"{run}: no checkpoint {which!r}; it is written during training: `medmap train --resume {run}`"
+    )
+
+
+@contextmanager
+def writing(run: Path) -> Iterator[None]:
+    """Turn what the system raises while a run is written into one InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{run}: cannot be written ({error}); make room, or choose a folder with -o that may be written to. "
+            f"A run that has begun keeps its last checkpoint: `medmap train --resume {run}`"
+        ) from error
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file in one step: readers see the old one or the new one."""
+    fresh = file.with_name(f".{file.name}.new")
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, file)
