@@ -110,8 +110,10 @@ def checkpoint_folder(run: Path, which: str) -> Path:
     for candidate in (folder, folder.with_suffix(".old")):
         if (candidate / STATE).is_file():
             return candidate
+    there = sorted(path.name for path in (run / CHECKPOINTS).glob("[!.]*") if path.suffix == "")
     raise CheckpointError(
-        f"{run}: no checkpoint {which!r}; it is written during training: `medmap train --resume {run}`"
+        f"{run}: no checkpoint {which!r}, there is {', '.join(there) or 'none'}; it is written during training: "
+        f"`medmap train --resume {run}`"
     )
 
 

@@ -241,7 +241,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(run: Path, monkeypatch: p
 
 def test_a_checkpoint_that_is_not_there_is_asked_for_by_name(run: Path) -> None:
     fill(run, 1)
-    with pytest.raises(CheckpointError, match=r"run: no checkpoint 'best'; it is written during training"):
+    with pytest.raises(CheckpointError, match=r"run: no checkpoint 'best', there is last; it is written"):
         load_network(run)
 
 
