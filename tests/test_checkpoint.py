@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from made_up_network import tiny_network
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from medmap import checkpoint
@@ -227,11 +228,14 @@ def test_a_checkpoint_is_on_the_disk_before_the_one_before_it_goes(run: Path, mo
     assert happened[4:] == ["rename", "rename"]
 
 
-def test_a_full_disk_is_one_sentence_and_costs_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_full_disk_is_one_sentence_and_costs_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     fill(run, 1)
 
     def full(*arguments: Any) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(InputError, match=r"run: cannot be written \(.*No space left on device\); make room"):
