@@ -30,7 +30,7 @@ from medmap.core.modality import ModalitySet
 from medmap.core.stats import Interval, bootstrap_interval
 from medmap.data.store import Store
 from medmap.errors import CheckpointError, InputError
-from medmap.predict import Predictor, SubsetAnswer, postprocess
+from medmap.predict import Predictor, SubsetAnswer, answerable, postprocess
 from medmap.run import find_runs, write_text
 
 TABLE, SUMMARY = "subsets.csv", "summary.json"
@@ -101,8 +101,7 @@ def evaluate_cases(
     rows: list[Score] = []
     for number, case in enumerate(ids, start=1):
         prepared = store.load(case)
-        subsets = answerable(predictor, prepared)
-        for answer in predictor.answers(prepared, subsets):
+        for answer in predictor.answers(prepared, answerable(predictor.networks, prepared)):
             predicted, truth = on_common_box(answer, prepared)
             scores = score_classes(
                 predicted,
@@ -118,12 +117,6 @@ def evaluate_cases(
             ]
         on_progress(case, number, len(ids))
     return rows
-
-
-def answerable(predictor: Predictor, prepared: Prepared) -> list[ModalitySet]:
-    """The subsets of a patient's sequences that every network of a predictor supports."""
-    supported = [{str(s) for s in network.backbone.supported_subsets()} for network in predictor.networks]
-    return [s for s in predictor.usable(prepared.images).subsets() if all(str(s) in names for names in supported)]
 
 
 def on_common_box(answer: SubsetAnswer, prepared: Prepared) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

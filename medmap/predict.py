@@ -107,6 +107,13 @@ def answer_subsets(
         yield SubsetAnswer(subset, box, (total / len(flips))[0].cpu().numpy())
 
 
+def answerable(networks: Sequence[AlignedSegmenter], prepared: Prepared) -> list[ModalitySet]:
+    """The subsets of a patient's sequences that every one of some networks supports."""
+    supported = [{str(subset) for subset in network.backbone.supported_subsets()} for network in networks]
+    known = networks[0].modalities.pick(name for name in prepared.images if name in networks[0].modalities)
+    return [subset for subset in known.subsets() if all(str(subset) in names for names in supported)]
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """bf16 autocast, or nothing."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -9,9 +9,10 @@ RUN/checkpoints/{best,last}/    tensors: `medmap.checkpoint`
 
 from __future__ import annotations
 
+import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from medmap.errors import CheckpointError, InputError
 
 FORMAT = 1
 CONFIG, CARD, CHECKPOINTS, STATE = "config.yaml", "model.yaml", "checkpoints", "state.json"
+Row = dict[str, Any]
 LOG, TABLE, SPLITS, ENV = "log.jsonl", "metrics.csv", "splits.json", "env.json"
 
 
@@ -134,3 +136,50 @@ def write_text(file: Path, text: str) -> None:
     fresh = file.with_name(f".{file.name}.new")
     fresh.write_text(text, encoding="utf-8")
     os.replace(fresh, file)
+
+
+class RunLog:
+    """log.jsonl, a row a line as it happens, and metrics.csv, the same flattened; on_row gets every row as well."""
+
+    def __init__(self, run: Path, step: int, on_row: Callable[[Row], None]) -> None:
+        self.file = run / LOG
+        self.csv = run / TABLE
+        self.on_row = on_row
+        rows = read_log(self.file) if self.file.exists() else []
+        # A resumed run repeats the steps after its last checkpoint; their old rows go.
+        self.rows = [row for row in rows if row["step"] <= step]
+        write_text(self.file, "".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def write(self, row: Row) -> None:
+        self.rows.append(row)
+        with writing(self.file.parent), self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.on_row(row)
+
+    def table(self) -> None:
+        flat = [_flat(row) for row in self.rows]
+        names = list(dict.fromkeys(name for row in flat for name in row))
+        with self.csv.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, names)
+            writer.writeheader()
+            writer.writerows(flat)
+
+
+def read_log(file: Path) -> list[Row]:
+    """The rows of a log.jsonl; a last line that was cut short is left out."""
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _flat(row: Mapping[str, Any], prefix: str = "") -> Row:
+    flat: Row = {}
+    for name, value in row.items():
+        flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat

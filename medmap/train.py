@@ -7,11 +7,9 @@ and resumed gives, on a CPU, bit for bit the weights of one that was not.
 from __future__ import annotations
 
 import copy
-import csv
 import json
 import logging
 import math
-import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,9 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import medmap
 from medmap.align import AlignedSegmenter, Output, build_segmenter
@@ -39,14 +35,26 @@ from medmap.config import Config, TrainConfig
 from medmap.core.case import Batch, Prepared
 from medmap.core.labels import LabelScheme
 from medmap.core.metrics import dice
+from medmap.criterion import RegionDiceCE, latent_spread, total_loss
 from medmap.data.dataset import Patients, training_batch
-from medmap.data.splits import Split, kfold, published
+from medmap.data.splits import Split, choose_split
 from medmap.data.store import Store
 from medmap.errors import CheckpointError, ConfigError, DivergenceError
-from medmap.predict import answer_subsets, resolve_device, resolve_precision
-from medmap.run import ENV, LOG, SPLITS, TABLE, ModelCard, checkpoint_folder, find_runs, write_run, write_text, writing
-
-Row = dict[str, Any]
+from medmap.evaluate import on_common_box
+from medmap.predict import answer_subsets, answerable, resolve_device, resolve_precision
+from medmap.run import (
+    ENV,
+    LOG,
+    SPLITS,
+    ModelCard,
+    Row,
+    RunLog,
+    checkpoint_folder,
+    find_runs,
+    write_run,
+    write_text,
+    writing,
+)
 
 
 @dataclass
@@ -89,7 +97,7 @@ def fit(
     if store.scheme is None:
         raise ConfigError(f"{store.path}: the data have no segmentations; training needs them (see medmap prepare)")
     card = ModelCard(modalities, store.scheme, store.spacing_mm)
-    split = choose_split(config, store)
+    split = choose_split(config.data, store)
     train, val = Patients(store, split.train, modalities), Patients(store, split.val, modalities)
     fabric = Fabric(
         accelerator=where.type,
@@ -108,7 +116,7 @@ def fit(
         _save_last(run, state)  # or a run that stops before its first checkpoint could be neither resumed nor repeated
     criterion = RegionDiceCE(card.scheme)
     network, optimizer = fabric.setup(state.network, state.optimizer)
-    log = _Log(run, state.step, on_row)
+    log = RunLog(run, state.step, on_row)
     began = time.perf_counter() - state.seconds
     while state.step < config.train.steps:
         torch.manual_seed(_step_seed(config.seed, state.step))
@@ -130,46 +138,6 @@ def fit(
     log.table()
 
 
-class RegionDiceCE:
-    """The criterion: soft Dice of the regions (what is evaluated) plus cross-entropy of the classes (what is drawn).
-
-        L = 1 − mean over regions r of  2 Σ p_r y_r / (Σ p_r + Σ y_r)   +   − mean over voxels of log p_y
-
-    p_r is the sum of the softmax over the classes of r; sums run over the whole batch, so that a patch without
-    enhancing tumour does not swing between 0 and 1. Dice is MONAI's ``DiceLoss``; it holds to nnU-Net's choice for
-    BraTS of scoring regions, with a softmax in place of three sigmoids, so that regions stay nested.
-    """
-
-    def __init__(self, scheme: LabelScheme) -> None:
-        from monai.losses import DiceLoss
-
-        regions = [scheme.members(region) for region in scheme.regions]
-        table = torch.zeros(len(scheme.regions), len(scheme.classes))
-        for row, members in enumerate(regions):
-            table[row, list(members)] = 1
-        self.table = table
-        self.dice = DiceLoss(batch=True, smooth_nr=1e-5, smooth_dr=1e-5)
-
-    def __call__(self, logits: Float[Tensor, "B K x y z"], target: Int[Tensor, "B X Y Z"]) -> Tensor:
-        """A scalar; a target of another resolution is sampled at the logits' voxels."""
-        if target.shape[1:] != logits.shape[2:]:
-            target = F.interpolate(target[:, None].float(), size=logits.shape[2:], mode="nearest")[:, 0].long()
-        logits = logits.float()
-        table = self.table.to(logits.device)
-        probabilities = torch.einsum("rk,bkxyz->brxyz", table, logits.softmax(dim=1))
-        truth = table.T[target].movedim(-1, 1)
-        loss: Tensor = self.dice(probabilities, truth) + F.cross_entropy(logits, target)
-        return loss
-
-
-def choose_split(config: Config, store: Store) -> Split:
-    """The division a configuration names. Raises InputError where the data do not allow it."""
-    data = config.data
-    if data.split != "kfold":
-        return published(data.split, store.ids)
-    return kfold(store.roster(), data.folds, data.fold, data.split_seed, data.val_fraction)
-
-
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Linear warm-up, then ``lr`` times (1 − t)^0.9 for poly, ½(1 + cos πt) for cosine; t runs from 0 to 1.
 
@@ -181,45 +149,6 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     t = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     factor = {"poly": (1 - t) ** 0.9, "cosine": 0.5 * (1 + math.cos(math.pi * t)), "constant": 1.0}
     return config.lr * factor[config.schedule]
-
-
-def total_loss(
-    output: Output, target: Tensor, criterion: RegionDiceCE, config: Config
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """L = criterion + Σ auxiliary + Σ own terms + α · mean over levels of L_align, and each term by name.
-
-    ``model.loss_weights`` weights every term but the first by its name; an auxiliary term without one counts ½.
-    """
-    weights = config.model.loss_weights
-    terms = {"dice_ce": criterion(output.logits, target)}
-    loss = terms["dice_ce"]
-    for name, auxiliary in output.auxiliary.items():
-        rows = slice(None) if auxiliary.rows is None else auxiliary.rows
-        if len(auxiliary.logits[rows]):
-            terms[name] = criterion(auxiliary.logits[rows], target[rows])
-            loss = loss + weights.get(name, 0.5) * terms[name]
-    levels = sum(name.startswith("align/") for name in output.losses)
-    for name, term in output.losses.items():
-        terms[name] = term
-        scale = config.align.alpha / levels if name.startswith("align/") else 1.0
-        loss = loss + scale * weights.get(name, 1.0) * term
-    return loss, terms
-
-
-def latent_spread(latents: Float[Tensor, "B M C x y z"], seen: Tensor) -> dict[str, float]:
-    """The watch on collapse: standard deviation and effective rank of the latents' channels over voxels.
-
-    std:  mean over channels of the standard deviation
-    rank: exp of the entropy of the covariance's normalised eigenvalues, between 1 and C (Roy & Vetterli 2007)
-    """
-    z = latents.detach().float()[seen].movedim(1, -1).flatten(0, -2)
-    covariance = torch.cov(z.T).reshape(z.shape[1], z.shape[1])
-    share = torch.linalg.eigvalsh(covariance).clamp(min=0)
-    share = share / share.sum().clamp(min=1e-12)
-    return {
-        "std": float(z.std(dim=0).mean()),
-        "rank": float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum())),
-    }
 
 
 def _step(
@@ -283,7 +212,7 @@ def _smooth(state: _State, decay: float) -> None:
 
 
 def _validate(
-    config: Config, state: _State, card: ModelCard, val: Sequence[Prepared], precision: str, run: Path, log: _Log
+    config: Config, state: _State, card: ModelCard, val: Sequence[Prepared], precision: str, run: Path, log: RunLog
 ) -> None:
     scores = subset_dice(state.smoothed, card.scheme, val, precision)
     mean = float(np.mean([value for regions in scores.values() for value in regions.values()]))
@@ -305,15 +234,8 @@ def subset_dice(
     network.eval()
     found: dict[str, dict[str, list[float]]] = {}
     for case in cases:
-        assert case.labels is not None
-        subsets = network.modalities.pick(case.images).subsets()
-        allowed = set(map(str, network.backbone.supported_subsets()))
-        for answer in answer_subsets(network, case, [s for s in subsets if str(s) in allowed], precision=precision):
-            # The truth may reach beyond the brain of this subset; what is missed there counts.
-            box = answer.box.union([answer.box, case.labels.box])
-            truth = case.labels.window(box)
-            predicted = np.zeros(box.shape, np.uint8)
-            predicted[answer.box.relative_to(box.start).slices] = answer.probabilities.argmax(axis=0)
+        for answer in answer_subsets(network, case, answerable([network], case), precision=precision):
+            predicted, truth = on_common_box(answer, case)
             row = found.setdefault(str(answer.subset), {})
             for region in scheme.regions:
                 score = dice(scheme.region_mask(predicted, region), scheme.region_mask(truth, region))
@@ -418,50 +340,3 @@ def _restore(run: Path, state: _State) -> None:
 
 def _step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
-
-
-class _Log:
-    """log.jsonl, a row a line as it happens, and metrics.csv, the same flattened."""
-
-    def __init__(self, run: Path, step: int, on_row: Callable[[Row], None]) -> None:
-        self.file = run / LOG
-        self.csv = run / TABLE
-        self.on_row = on_row
-        rows = read_log(self.file) if self.file.exists() else []
-        # A resumed run repeats the steps after its last checkpoint; their old rows go.
-        self.rows = [row for row in rows if row["step"] <= step]
-        write_text(self.file, "".join(json.dumps(row) + "\n" for row in self.rows))
-
-    def write(self, row: Row) -> None:
-        self.rows.append(row)
-        with writing(self.file.parent), self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        self.on_row(row)
-
-    def table(self) -> None:
-        flat = [_flat(row) for row in self.rows]
-        names = list(dict.fromkeys(name for row in flat for name in row))
-        with self.csv.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, names)
-            writer.writeheader()
-            writer.writerows(flat)
-
-
-def read_log(file: Path) -> list[Row]:
-    """The rows of a log.jsonl; a last line that was cut short is left out."""
-    rows = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def _flat(row: Mapping[str, Any], prefix: str = "") -> Row:
-    flat: Row = {}
-    for name, value in row.items():
-        flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat

@@ -18,8 +18,7 @@ from medmap.config import Config, parse_config
 from medmap.data.layouts import recognise
 from medmap.data.store import Store, write_store
 from medmap.phantom import write_phantoms
-from medmap.run import checkpoint_folder
-from medmap.train import read_log
+from medmap.run import checkpoint_folder, read_log
 
 THREE = ["t1c", "t2w", "t2f"]
 Row = dict[str, Any]

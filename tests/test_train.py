@@ -32,10 +32,11 @@ from medmap.config import Config
 from medmap.core.labels import SCHEMES
 from medmap.core.modality import ModalitySet
 from medmap.data.dataset import Patients
+from medmap.data.splits import choose_split
 from medmap.data.store import Store
 from medmap.errors import CheckpointError
-from medmap.run import read_run
-from medmap.train import choose_split, fit, learning_rate, read_log, subset_dice
+from medmap.run import read_log, read_run
+from medmap.train import fit, learning_rate, subset_dice
 
 GLIOMA = SCHEMES["brats2023"]
 SETTINGS: dict[str, Config] = {
@@ -237,7 +238,7 @@ def test_a_run_says_where_it_comes_from(store: Store, done: Callable[[str], Path
     written, card = read_run(run)
     assert written == SETTINGS["bf16, sgd"]
     assert (card.modalities.names, card.scheme, card.spacing_mm) == (tuple(THREE), GLIOMA, 4.0)
-    split = choose_split(written, store)
+    split = choose_split(written.data, store)
     assert json.loads((run / "splits.json").read_text(encoding="utf-8")) == split.to_dict()
     assert {*split.train, *split.val, *split.test} == set(store.ids)
     environment = json.loads((run / "env.json").read_text(encoding="utf-8"))

@@ -22,14 +22,9 @@ from medmap.align import Output
 from medmap.config import TrainConfig
 from medmap.core.box import Box, Boxed
 from medmap.core.labels import SCHEMES, LabelScheme
+from medmap.criterion import RegionDiceCE, latent_spread, total_loss
 from medmap.models.backbone import Auxiliary
-from medmap.train import (
-    RegionDiceCE,
-    latent_spread,
-    learning_rate,
-    subset_dice,
-    total_loss,
-)
+from medmap.train import learning_rate, subset_dice
 
 GLIOMA = SCHEMES["brats2023"]
 

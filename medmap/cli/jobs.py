@@ -162,13 +162,10 @@ def same_data(run: Path, store: Store) -> None:
 
 def checked(config: Config, store: Store) -> Split:
     """The division of the data. Raises InputError or ConfigError for what training would stumble over."""
-    from medmap.data.splits import kfold, published
+    from medmap.data.splits import choose_split
 
     if store.scheme is None:
         raise InputError(f"{store.path}: the data have no segmentations; training needs them")
     if config.data.modalities is not None:
         store.modalities.pick(config.data.modalities)
-    if config.data.split != "kfold":
-        return published(config.data.split, store.ids)
-    d = config.data
-    return kfold(store.roster(), d.folds, d.fold, d.split_seed, d.val_fraction)
+    return choose_split(config.data, store)

@@ -9,9 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from medmap.config import DataConfig
 from medmap.errors import InputError
+
+if TYPE_CHECKING:
+    from medmap.data.store import Store
 
 PARTS = ("train", "val", "test")
 
@@ -115,6 +119,13 @@ def published(name: str, available_ids: Iterable[str]) -> Split:
         absent=tuple(case for case in listed if case not in available),
         unlisted=tuple(sorted(available - set(listed))),
     )
+
+
+def choose_split(config: DataConfig, store: Store) -> Split:
+    """The division of a store that a configuration names. Raises InputError where the data do not allow it."""
+    if config.split != "kfold":
+        return published(config.split, store.ids)
+    return kfold(store.roster(), config.folds, config.fold, config.split_seed, config.val_fraction)
 
 
 def published_names() -> list[str]:
