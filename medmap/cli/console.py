@@ -68,7 +68,7 @@ def warn(text: str) -> None:
 
 def fail(text: str) -> None:
     """Why it did not work."""
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    print("error: " + text.replace("\n", "\n  "), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -85,13 +85,12 @@ def standing(config: Config, run: Path) -> Job:
 
 def last_step(run: Path) -> int | None:
     """The step of the last checkpoint; None where there is none."""
-    for name in ("last", "last.old"):
-        try:
-            state = json.loads((run / "checkpoints" / name / "state.json").read_text(encoding="utf-8"))
-            return int(state["step"])
-        except (OSError, ValueError, KeyError):
-            continue
-    return None
+    from medmap.run import STATE, checkpoint_folder
+
+    try:
+        return int(json.loads((checkpoint_folder(run, "last") / STATE).read_text(encoding="utf-8"))["step"])
+    except CheckpointError:
+        return None
 
 
 def _refuse_other(job: Job, go_on: bool) -> None:

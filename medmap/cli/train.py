@@ -90,8 +90,9 @@ def train(
         _say_unprepared(source, labels, spacing, jobs)
         return
     store, failed = open_data(source, (resume or out or Path()) / "store", spacing, labels)
-    if resume is not None:
-        same_data(resume, store)
+    for job in jobs:
+        if job.state in (STOPPED, FINISHED):
+            same_data(job.run, store)
     splits = [checked(job.config, store) for job in jobs]
     if json and dry_run:
         console.answer_json({"dry_run": True, "runs": [_plain(j, s) for j, s in zip(jobs, splits, strict=True)]})
@@ -105,7 +106,7 @@ def train(
             continue
         _say_plan(job, store, split, device)
         if not dry_run:
-            _run(job, store, init, device)
+            _run(job, store, init, device, alone=len(jobs) == 1)
     if json:
         console.answer_json({"runs": [_plain(j, s) for j, s in zip(jobs, splits, strict=True)]})
     elif not dry_run:
@@ -214,7 +215,7 @@ def _plain(job: Job, split: Split) -> dict[str, Any]:
 # ---- doing it ----------------------------------------------------------------------------------------------------
 
 
-def _run(job: Job, store: Store, init: Path | None, device: str) -> None:
+def _run(job: Job, store: Store, init: Path | None, device: str, alone: bool) -> None:
     from medmap.train import fit
 
     if job.state == BEGUN:
@@ -231,7 +232,8 @@ def _run(job: Job, store: Store, init: Path | None, device: str) -> None:
         if step is None:
             console.fail("interrupted before the first checkpoint: the same command starts again")
         else:
-            console.fail(f"interrupted; the last checkpoint is of step {step}: medmap train --resume {job.run}")
+            how = f"medmap train --resume {job.run}" if alone else "the same command goes on from there"
+            console.fail(f"interrupted; the last checkpoint of {job.run} is of step {step}: {how}")
         raise typer.Exit(130) from None
 
 
