@@ -155,7 +155,7 @@ def summary_of(
         for region in dict.fromkeys(row["region"] for row in rows):
             pooled = [values[s, r, m] for s, r, m in values if r == region and m == "dice" and belongs(s.split("+"))]
             groups.append({"group": group, "region": region, "metric": "dice", **_interval(np.mean(pooled, 0))})
-    present = [{**row, "n": n - 1} for row in rows if row["region"] != "ET-pp"]
+    present = [{**row, "n": n - 1} for row in [*rows, *groups] if row["region"] != "ET-pp"]
     return {
         "evaluated": f"fold 0 of 3, {n} patients",
         "cases": n,

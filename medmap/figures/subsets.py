@@ -56,8 +56,8 @@ def columns(summary: Mapping[str, Any], rows: str = "rows") -> list[str]:
 
 
 def cells(summary: Mapping[str, Any], metric: str, rows: str = "rows") -> dict[tuple[frozenset[str], str], Any]:
-    """{(subset, region): row of the summary} for one metric."""
-    wanted = (row for row in summary[rows] if row["metric"] == metric)
+    """{(subset, region): row of the summary} for one metric; rows of groups of subsets are left out."""
+    wanted = (row for row in summary[rows] if row["metric"] == metric and "subset" in row)
     return {(frozenset(row["subset"].split("+")), row["region"]): row for row in wanted}
 
 
