@@ -9,43 +9,36 @@ from torch.nn import functional as F
 
 from medmap.align import Output
 from medmap.config import Config
-from medmap.core.labels import LabelScheme
 
 
-class RegionDiceCE:
-    """The criterion: soft Dice of the regions (what is evaluated) plus cross-entropy of the classes (what is drawn).
+class DiceCE:
+    """The criterion: soft Dice of the classes plus their cross-entropy, both of MONAI.
 
-        L = 1 − mean over regions r of  2 Σ p_r y_r / (Σ p_r + Σ y_r)   +   − mean over voxels of log p_y
+        L = 1 − mean over classes k > 0 of  2 Σ p_k y_k / (Σ p_k + Σ y_k)   +   − mean over voxels of log p_y
 
-    p_r is the sum of the softmax over the classes of r; sums run over the whole batch, so that a patch without
-    enhancing tumour does not swing between 0 and 1. Dice is MONAI's ``DiceLoss``; it holds to nnU-Net's choice for
-    BraTS of scoring regions, with a softmax in place of three sigmoids, so that regions stay nested.
+    p is the softmax; sums run over the whole batch, so that a patch without enhancing tumour does not swing between 0
+    and 1. Not the Dice of the nested regions: a voxel given to the innermost class would count in every one of them,
+    and networks then begin by calling the whole tumour enhancing.
     """
 
-    def __init__(self, scheme: LabelScheme) -> None:
-        from monai.losses import DiceLoss
+    def __init__(self) -> None:
+        from monai.losses import DiceCELoss
 
-        regions = [scheme.members(region) for region in scheme.regions]
-        table = torch.zeros(len(scheme.regions), len(scheme.classes))
-        for row, members in enumerate(regions):
-            table[row, list(members)] = 1
-        self.table = table
-        self.dice = DiceLoss(batch=True, smooth_nr=1e-5, smooth_dr=1e-5)
+        self.loss = DiceCELoss(
+            include_background=False, to_onehot_y=True, softmax=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5
+        )
 
     def __call__(self, logits: Float[Tensor, "B K x y z"], target: Int[Tensor, "B X Y Z"]) -> Tensor:
         """A scalar; a target of another resolution is sampled at the logits' voxels."""
-        if target.shape[1:] != logits.shape[2:]:
-            target = F.interpolate(target[:, None].float(), size=logits.shape[2:], mode="nearest")[:, 0].long()
-        logits = logits.float()
-        table = self.table.to(logits.device)
-        probabilities = torch.einsum("rk,bkxyz->brxyz", table, logits.softmax(dim=1))
-        truth = table.T[target].movedim(-1, 1)
-        loss: Tensor = self.dice(probabilities, truth) + F.cross_entropy(logits, target)
+        target = target[:, None]
+        if target.shape[2:] != logits.shape[2:]:
+            target = F.interpolate(target.float(), size=logits.shape[2:], mode="nearest").long()
+        loss: Tensor = self.loss(logits.float(), target)
         return loss
 
 
 def total_loss(
-    output: Output, target: Tensor, criterion: RegionDiceCE, config: Config
+    output: Output, target: Tensor, criterion: DiceCE, config: Config
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L = criterion + Σ auxiliary + Σ own terms + α · mean over levels of L_align, and each term by name.
 

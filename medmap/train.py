@@ -35,7 +35,7 @@ from medmap.config import Config, TrainConfig
 from medmap.core.case import Batch, Prepared
 from medmap.core.labels import LabelScheme
 from medmap.core.metrics import dice
-from medmap.criterion import RegionDiceCE, latent_spread, total_loss
+from medmap.criterion import DiceCE, latent_spread, total_loss
 from medmap.data.dataset import Patients, training_batch
 from medmap.data.splits import Split, choose_split
 from medmap.data.store import Store
@@ -114,7 +114,7 @@ def fit(
             _start_from(init, state)
         _open_run(run, config, card, split, store, where)
         _save_last(run, state)  # or a run that stops before its first checkpoint could be neither resumed nor repeated
-    criterion = RegionDiceCE(card.scheme)
+    criterion = DiceCE()
     network, optimizer = fabric.setup(state.network, state.optimizer)
     log = RunLog(run, state.step, on_row)
     began = time.perf_counter() - state.seconds
@@ -157,7 +157,7 @@ def _step(
     fabric: Any,
     network: nn.Module,
     optimizer: Any,
-    criterion: RegionDiceCE,
+    criterion: DiceCE,
     batch: Batch,
 ) -> Row:
     rate = learning_rate(config.train, state.step)
