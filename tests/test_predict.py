@@ -282,6 +282,8 @@ def test_a_box_that_reaches_past_the_grid_is_cut() -> None:
     full = SubsetAnswer(GLIOMA_MRI, Box((2, 0, 1), (6, 4, 5)), ramp).on_grid((3, 4, 4))
     assert np.array_equal(full[:, 2:, :, 1:], ramp[:, :1, :, :3])
     assert np.array_equal(full[:, :2].argmax(axis=0), np.zeros((2, 4, 4)))
+    before = SubsetAnswer(GLIOMA_MRI, Box((-1, 0, -2), (3, 4, 2)), ramp).on_grid((3, 4, 4))
+    assert np.array_equal(before[:, :, :, :2], ramp[:, 1:, :, 2:])
 
 
 ORIENTATIONS = {

@@ -242,7 +242,7 @@ def test_a_batch_is_a_function_of_seed_and_step(prepared: list[Prepared], augmen
     for other in others:
         assert not torch.equal(other.images, reference.images)
         assert not torch.equal(other.target, reference.target)
-    assert len({tuple(map(tuple, b.kept.tolist())) for b in [reference, *others]}) > 1
+    assert len({tuple(map(tuple, batch(7, step).kept.tolist())) for step in range(4)}) > 1
 
 
 def test_shapes_and_types_are_those_that_a_network_takes(prepared: list[Prepared]) -> None:
@@ -277,6 +277,25 @@ def test_without_augmentation_a_batch_is_cut_out_of_the_patients(prepared: list[
         window = Box((x, y, z), (x + 12, y + 12, z + 12))
         assert np.array_equal(patient.labels.window(window), batch.target[row].numpy())
         assert (batch.target[row] > 0).any()
+
+
+NOTHING_CHANGED = {
+    f"p_{name}": 0
+    for name in (
+        *("rotation", "scaling", "flip", "bias", "noise", "blur", "brightness", "contrast", "low_resolution"),
+        *("gamma", "gamma_inverted"),
+    )
+}
+
+
+@pytest.mark.parametrize("augmentation", [{"enabled": False}, NOTHING_CHANGED], ids=["off", "on, and nothing drawn"])
+def test_a_tumour_voxel_far_from_the_rim_stands_in_the_middle(augmentation: dict[str, Any]) -> None:
+    patient = boxed_patient(Box((2, 3, 1), (40, 40, 38)), {(17, 21, 19): 3})
+    settings = config(augment=augmentation, train={"patch": [8, 12, 16], "batch_size": 1, "foreground": 1.0})
+    batch = training_batch([patient], ModalitySet(("t2f",)), settings, 0, CPU)
+    assert batch.target.nonzero().tolist() == [[0, 4, 6, 8]]
+    assert batch.target.max() == 3
+    assert (batch.images == 1).all()
 
 
 def test_the_order_of_the_modalities_is_that_of_the_masks(prepared: list[Prepared]) -> None:
