@@ -37,9 +37,7 @@ class DiceCE:
         return loss
 
 
-def total_loss(
-    output: Output, target: Tensor, criterion: DiceCE, config: Config
-) -> tuple[Tensor, dict[str, Tensor]]:
+def total_loss(output: Output, target: Tensor, criterion: DiceCE, config: Config) -> tuple[Tensor, dict[str, Tensor]]:
     """L = criterion + Σ auxiliary + Σ own terms + α · mean over levels of L_align, and each term by name.
 
     ``model.loss_weights`` weights every term but the first by its name; an auxiliary term without one counts ½.

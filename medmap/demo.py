@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from medmap.card import read_model
 from medmap.config import Config, load_config
 from medmap.core.labels import SCHEMES
 from medmap.data.layouts import CaseFiles, DataFolder, recognise
@@ -86,7 +87,8 @@ def run(
     write_exhibits(out, store)
     say(f"medmap predict: one of them from {' + '.join(GIVEN)}")
     mask = out / "prediction" / "from-two-sequences.nii.gz"
-    segment_case(Predictor.load(out), _with_two_sequences(folder, out), mask, scheme=SCHEMES["brats2023"])
+    given = _with_two_sequences(folder, out)
+    segment_case(Predictor.load(out), given, mask, scheme=SCHEMES["brats2023"], model=read_model(out))
     say("medmap report")
     report = write_report(out)
     on_line("")

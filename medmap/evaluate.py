@@ -31,7 +31,7 @@ from medmap.core.stats import Interval, bootstrap_interval
 from medmap.data.store import Store
 from medmap.errors import CheckpointError, InputError
 from medmap.predict import Predictor, SubsetAnswer, answerable, postprocess
-from medmap.run import find_runs, write_text
+from medmap.run import ENV, SPLITS, find_runs, write_text
 
 TABLE, SUMMARY = "subsets.csv", "summary.json"
 CLEANED = "-pp"
@@ -97,6 +97,11 @@ def evaluate_cases(
         raise InputError(
             f"{store.path}: label scheme {theirs}; the model knows {scheme.name} {list(scheme.classes)}. "
             "Prepare the data with the matching --labels"
+        )
+    if store.spacing_mm != predictor.card.spacing_mm:
+        raise InputError(
+            f"{store.path}: voxels of {store.spacing_mm or 'mixed'} mm; the model was trained at "
+            f"{predictor.card.spacing_mm or 'mixed'} mm. Prepare the data with --spacing {predictor.card.spacing_mm}"
         )
     rows: list[Score] = []
     for number, case in enumerate(ids, start=1):
@@ -195,24 +200,29 @@ def evaluate(
         rows = evaluate_cases(predictor, data, data.ids, convention=convention, on_progress=on_progress)
         out = path / f"on-{name or data.path.name}"
         members = f"{len(runs)} networks together" if len(runs) > 1 else "one network"
-        about = {"evaluated": f"all {len(data.ids)} cases of {out.name[3:]}, {members}", "runs": len(runs)}
+        about = {
+            "evaluated": f"all {len(data.ids)} cases of {out.name[3:]}, {members}",
+            "runs": len(runs),
+            "checkpoint": which,
+        }
         write_scores(out, rows, predictor.card.modalities, predictor.card.scheme, convention, [data], about)
         return out
     pooled: list[Score] = []
     stores = []
     for run in runs:
-        split = json.loads((run / "splits.json").read_text(encoding="utf-8"))
+        split = json.loads((run / SPLITS).read_text(encoding="utf-8"))
         store = run_store(run)
         predictor = Predictor.load(run, which=which, device=device)
         rows = evaluate_cases(predictor, store, split["test"], convention=convention, on_progress=on_progress)
         card = predictor.card
         about = {"evaluated": f"test part of {split['name']}", "runs": 1, "split_sha256": [split["sha256"]]}
+        about["checkpoint"] = which
         write_scores(run, rows, card.modalities, card.scheme, convention, [store], about)
         pooled += rows
         stores.append(store)
     if runs != [path]:
         _refuse_twice_tested(pooled, path)
-        about = {"evaluated": f"test parts of {len(runs)} runs, pooled", "runs": len(runs)}
+        about = {"evaluated": f"test parts of {len(runs)} runs, pooled", "runs": len(runs), "checkpoint": which}
         write_scores(path, pooled, card.modalities, card.scheme, convention, stores, about)
     return path
 
@@ -254,14 +264,16 @@ def read_scores(file: Path) -> list[Score]:
 
 def run_store(run: Path) -> Store:
     """The prepared data a run was trained on. Raises CheckpointError where they are gone or were changed."""
-    environment = json.loads((run / "env.json").read_text(encoding="utf-8"))
-    where = Path(environment["store"])
-    if not where.is_dir():
-        raise CheckpointError(f"{run}: its data were at {where}, which is not there; name them with --data")
-    store = Store(where)
+    environment = json.loads((run / ENV).read_text(encoding="utf-8"))
+    there = Path(environment["store"])
+    places = [there, run / there.name, run.parent / there.name]  # beside the run, where both were moved
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
+        raise CheckpointError(f"{run}: its data were at {there}, which is not there; name them with --data")
+    store = Store(found)
     if store.sha256 != environment["store_sha256"]:
         raise CheckpointError(
-            f"{run}: the data at {where} changed since training (hash {store.sha256[:12]}, then "
+            f"{run}: the data at {found} changed since training (hash {store.sha256[:12]}, then "
             f"{environment['store_sha256'][:12]}); prepare them again as they were, or name others with --data"
         )
     return store

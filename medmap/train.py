@@ -282,7 +282,7 @@ def _open_run(run: Path, config: Config, card: ModelCard, split: Split, store: S
         "device": str(device),
         "threads": torch.get_num_threads(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
-        "store": str(store.path),
+        "store": str(store.path.resolve()),
         "store_sha256": store.sha256,
         "parameters": sum(
             p.numel()
