@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# Small networks gain nothing from several threads, and lose much where other processes share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import pytest
