@@ -58,6 +58,7 @@ def run(
     out: Path,
     patients: int = PATIENTS,
     *,
+    spacing_mm: float = SPACING_MM,
     config: Config | None = None,
     on_line: Callable[[str], None] = print,
     on_row: Callable[[Row], None] = lambda row: None,
@@ -73,8 +74,8 @@ def run(
     def say(text: str) -> None:
         on_line(f"[{time.perf_counter() - began:5.0f} s] {text}")
 
-    say(f"medmap simulate: {patients} phantoms, four sequences, {SPACING_MM:g} mm")
-    write_phantoms(out / "phantoms", patients, SEED, spacing_mm=SPACING_MM)
+    say(f"medmap simulate: {patients} phantoms, four sequences, {spacing_mm:g} mm")
+    write_phantoms(out / "phantoms", patients, SEED, spacing_mm=spacing_mm)
     say("medmap prepare: each sequence on its own brain box, z-scored inside its own brain")
     folder = recognise(out / "phantoms")
     write_store(folder, out / "store")
