@@ -142,6 +142,25 @@ def test_a_run_may_be_interrupted_again_and_again(store: Store, done: Callable[[
     assert_same_run(run, done(name))
 
 
+def test_a_network_that_draws_numbers_itself_draws_the_same_ones_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = train.total_loss
+
+    def shaken(*arguments: Any) -> Any:  # as dropout would
+        loss, terms = original(*arguments)
+        return loss * (1 + torch.rand(())), terms
+
+    monkeypatch.setattr(train, "total_loss", shaken)
+    short = config(train__steps=3, data__val_fraction=0)
+    fit(short, store, tmp_path / "whole", device="cpu")
+    with pytest.raises(Interrupted):
+        fit(short, store, tmp_path / "parts", device="cpu", on_row=interrupt_at("train", 3))
+    torch.manual_seed(99)
+    fit(short, store, tmp_path / "parts", device="cpu", resume=True)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
 def test_resuming_a_finished_run_changes_nothing(store: Store, done: Callable[[str], Path]) -> None:
     run = done("fp32, adamw")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -224,10 +243,12 @@ def test_validation_asks_every_subset_and_the_best_is_kept(store: Store, done: C
 def test_a_worse_validation_does_not_replace_the_best(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = iter([0.5, 0.7, 0.6])
+    scores = iter([0.5, 0.7, 0.6, 0.6])
     monkeypatch.setattr(train, "subset_dice", lambda *arguments: {"t1c": {"WT": next(scores)}})
     short = config(train__steps=3, train__validate_every=1, train__checkpoint_every=1)
-    fit(short, store, tmp_path / "run", device="cpu")
+    with pytest.raises(Interrupted):
+        fit(short, store, tmp_path / "run", device="cpu", on_row=interrupt_at("val", 3))
+    fit(short, store, tmp_path / "run", device="cpu", resume=True)
     assert state(tmp_path / "run", "best") == {"step": 2, "validation_mean_dice": 0.7}
     assert state(tmp_path / "run", "last")["best"] == 0.7
     assert [row.get("best") for row in rows(tmp_path / "run", "val")] == [True, True, None]
