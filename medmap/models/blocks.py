@@ -17,19 +17,17 @@ def normalise(channels: int) -> nn.Sequential:
 class EncoderLevel(nn.Module):
     """One resolution of an encoder, pre-activated, so that what it returns is not yet normalised.
 
-        h = conv(act(norm(x)));  out = h + conv(act(norm(h)))      with convs=1: out = h
+        h = conv(act(norm(x)));  out = h + conv(act(norm(h)))      light: out = h
 
     Latents leave *before* a normalisation: after it every channel has mean 0 and variance 1 whatever the modality, and
     an anchor would have nothing left to align.
     """
 
-    def __init__(self, before: int, channels: int, stride: int, convs: int = 2) -> None:
+    def __init__(self, before: int, channels: int, stride: int, light: bool = False) -> None:
         super().__init__()
         self.enter = nn.Identity() if before == 1 else normalise(before)
         self.down = nn.Conv3d(before, channels, 3, stride=stride, padding=1)
-        self.inner = (
-            nn.Sequential(normalise(channels), nn.Conv3d(channels, channels, 3, padding=1)) if convs == 2 else None
-        )
+        self.inner = None if light else nn.Sequential(normalise(channels), nn.Conv3d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         h: Tensor = self.down(self.enter(x))
@@ -37,19 +35,23 @@ class EncoderLevel(nn.Module):
 
 
 class DecoderLevel(nn.Module):
-    """Upsample ×2 (nearest, after a 1×1×1 convolution), concatenate the skip, one or two convolutions."""
+    """Upsample ×2 (nearest, after a 1×1×1 convolution), join the skip, convolve.
 
-    def __init__(self, below: int, channels: int, convs: int = 2) -> None:
+    light: the skip is added and one convolution follows, in place of concatenation and two
+    """
+
+    def __init__(self, below: int, channels: int, light: bool = False) -> None:
         super().__init__()
+        self.light = light
         self.reduce = nn.Conv3d(below, channels, 1)
-        merge = [nn.Conv3d(2 * channels, channels, 3, padding=1), normalise(channels)]
-        if convs == 2:
+        merge = [nn.Conv3d(channels if light else 2 * channels, channels, 3, padding=1), normalise(channels)]
+        if not light:
             merge += [nn.Conv3d(channels, channels, 3, padding=1), normalise(channels)]
         self.merge = nn.Sequential(*merge)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         up = F.interpolate(self.reduce(x), scale_factor=2.0, mode="nearest")
-        out: Tensor = self.merge(torch.cat([up, skip], dim=1))
+        out: Tensor = self.merge(up + skip if self.light else torch.cat([up, skip], dim=1))
         return out
 
 

@@ -27,12 +27,13 @@ from medmap.models.blocks import DecoderLevel, EncoderLevel, cropped, normalise,
 @dataclass(frozen=True)
 class UNetSize:
     """channels: per level, level l has stride 2^(l−1)
-    finest:   convolutions at full resolution, 1 or 2; that level costs as much as all others together
+    light:    full resolution, which costs as much as all other levels together, gets one convolution in place of two,
+              a plain mean and a skip that is added
     deep:     levels whose own logits are supervised as well
     """
 
     channels: tuple[int, ...]
-    finest: int = 2
+    light: bool = False
     deep: tuple[str, ...] = ()
 
 
@@ -60,10 +61,15 @@ class UNet(nn.Module):
         names = [f"x{level}" for level in range(1, len(shape.channels) + 1)]
         self.strides = {name: 2**level for level, name in enumerate(names)}
         self.encoders = nn.ModuleDict({name: _Encoder(shape) for name in modalities})
-        self.fusions = nn.ModuleDict({n: _GatedMean(modalities, c) for n, c in zip(names, shape.channels, strict=True)})
+        self.fusions = nn.ModuleDict(
+            {
+                name: _GatedMean(modalities, channels, gated=not (shape.light and name == "x1"))
+                for name, channels in zip(names, shape.channels, strict=True)
+            }
+        )
         self.decoder = nn.ModuleDict(
             {
-                name: DecoderLevel(below, c, shape.finest if name == "x1" else 2)
+                name: DecoderLevel(below, c, shape.light and name == "x1")
                 for name, (c, below) in zip(names, pairwise(shape.channels), strict=False)
             }
         )
@@ -104,7 +110,7 @@ class _Encoder(nn.Module):
     def __init__(self, shape: UNetSize) -> None:
         super().__init__()
         finest, *coarser = shape.channels
-        self.levels = nn.ModuleList([EncoderLevel(1, finest, stride=1, convs=shape.finest)])
+        self.levels = nn.ModuleList([EncoderLevel(1, finest, stride=1, light=shape.light)])
         self.levels.extend(
             EncoderLevel(before, channels, stride=2) for before, channels in zip(shape.channels, coarser, strict=False)
         )
@@ -118,39 +124,38 @@ class _Encoder(nn.Module):
 
 
 class _GatedMean(nn.Module):
-    """Σ_j a_j z_j with a = softmax over present modalities of a 1×1×1 convolution of z_j; then norm and activation."""
+    """Σ_j a_j z_j, then norm and activation.
 
-    def __init__(self, modalities: ModalitySet, channels: int) -> None:
+    a = softmax over the present modalities of a 1×1×1 convolution of z_j; without gates a = 1/|present|
+    """
+
+    def __init__(self, modalities: ModalitySet, channels: int, gated: bool = True) -> None:
         super().__init__()
         self.modalities = modalities
         # With one modality there is nothing to weigh: a gate would be a parameter without a gradient.
-        gated = modalities if len(modalities) > 1 else ()
-        self.scores = nn.ModuleDict({name: nn.Conv3d(channels, 1, 1, bias=False) for name in gated})
+        gates = modalities if gated and len(modalities) > 1 else ()
+        self.scores = nn.ModuleDict({name: nn.Conv3d(channels, 1, 1, bias=False) for name in gates})
         for score in self.scores.values():
             nn.init.zeros_(score.weight)
         self.after = normalise(channels)
 
     def forward(self, latents: Mapping[str, Tensor], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B C x y z"]:
         usable = list(columns(present, self.modalities))
-        if not self.scores:
-            return self.after(latents[usable[0][0]])
-        scores = torch.cat(
-            [
-                self.scores[name](latents[name]).float().masked_fill(~rows.view(-1, 1, 1, 1, 1), -torch.inf)
-                for name, rows in usable
-            ],
-            dim=1,
-        )
-        gates = scores.softmax(dim=1)
+        mask = torch.stack([rows for _, rows in usable], dim=1)[:, :, None, None, None]
+        scores = torch.zeros(1, 1, 1, 1, 1, device=present.device)
+        if self.scores:
+            scores = torch.cat([self.scores[name](latents[name]).float() for name, _ in usable], dim=1)
+        shares = scores.masked_fill(~mask, -torch.inf).softmax(dim=1)
         total = torch.zeros_like(latents[usable[0][0]])
         for index, (name, _) in enumerate(usable):
-            total = torch.addcmul(total, gates[:, index : index + 1].to(total.dtype), latents[name])
-        return self.after(total)
+            total = torch.addcmul(total, shares[:, index : index + 1].to(total.dtype), latents[name])
+        fused: Tensor = self.after(total)
+        return fused
 
 
 SIZES: dict[str, UNetSize] = {
-    "tiny": UNetSize((8, 16, 32, 48), finest=1),
-    "small": UNetSize((16, 32, 64, 96), finest=1),
+    "tiny": UNetSize((8, 16, 32, 48), light=True),
+    "small": UNetSize((16, 32, 64, 96), light=True),
     "base": UNetSize((16, 32, 64, 128, 128)),
     "large": UNetSize((32, 64, 128, 224, 256), deep=("x2", "x3")),
 }
