@@ -22,20 +22,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medmap.core.box import Box
+from medmap.core.box import Box, Boxed
 from medmap.core.case import Prepared
 from medmap.core.labels import LabelScheme
 from medmap.core.metrics import METRICS, convention_named, score_region
 from medmap.core.modality import ModalitySet
-from medmap.core.stats import Interval, bootstrap_interval
+from medmap.core.stats import bootstrap_interval
 from medmap.data.store import Store
 from medmap.errors import CheckpointError, InputError
 from medmap.predict import Predictor, SubsetAnswer, answerable, postprocess
-from medmap.run import ENV, SPLITS, find_runs, write_text
+from medmap.run import ENV, SPLITS, find_runs, read_run, write_text
 
 TABLE, SUMMARY = "subsets.csv", "summary.json"
 CLEANED = "-pp"
 CONTRAST = "t1c"
+SAME_SPACING_MM = 0.01
 Progress = Callable[[str, int, int], None]
 
 
@@ -60,23 +61,16 @@ def score_classes(
     convention: str = "brats",
 ) -> dict[tuple[str, str], float]:
     """{(region, metric): value} of one class map against another, with ET also after post-processing."""
-    spacing = tuple(float(mm) for mm in spacing_mm)
-    scores = {}
-    for region in scheme.regions:
-        mask, true = scheme.region_mask(predicted, region), scheme.region_mask(truth, region)
-        for metric, value in score_region(mask, true, spacing, convention).items():
-            scores[region, metric] = value
-        if region == "ET":
-            cleaned = postprocess(predicted, scheme, spacing, et_min_ml)
-            same = cleaned is predicted
-            for metric in METRICS:
-                scores[region + CLEANED, metric] = scores[region, metric]
-            if not same:
-                for metric, value in score_region(
-                    scheme.region_mask(cleaned, region), true, spacing, convention
-                ).items():
-                    scores[region + CLEANED, metric] = value
-    return scores
+
+    def score(classes: NDArray[np.uint8], region: str) -> dict[str, float]:
+        mask, true = scheme.region_mask(classes, region), scheme.region_mask(truth, region)
+        return score_region(mask, true, spacing_mm, convention)
+
+    found = {region: score(predicted, region) for region in scheme.regions}
+    if "ET" in found:
+        cleaned = postprocess(predicted, scheme, spacing_mm, et_min_ml)
+        found["ET" + CLEANED] = found["ET"] if cleaned is predicted else score(cleaned, "ET")
+    return {(region, metric): value for region, scores in found.items() for metric, value in scores.items()}
 
 
 def evaluate_cases(
@@ -89,49 +83,60 @@ def evaluate_cases(
 ) -> list[Score]:
     """Score a model on cases of a store: every subset of the sequences that each case has.
 
-    Raises InputError where labels mean other classes than the model's, or a case has no segmentation.
+    Raises InputError, before any work, where labels mean other classes than the model's, voxels have another size, or a
+    case has no segmentation or no sequence that the model knows.
     """
     scheme = predictor.card.scheme
-    if store.scheme is None or not store.scheme.same_classes(scheme):
-        theirs = "none" if store.scheme is None else f"{store.scheme.name} {list(store.scheme.classes)}"
+    check_scorable(store, ids, scheme, predictor.card.modalities)
+    trained_mm = predictor.card.spacing_mm  # None: on each data set's own spacing, so that it takes any
+    if trained_mm is not None and not (store.spacing_mm and abs(store.spacing_mm - trained_mm) <= SAME_SPACING_MM):
+        found = "of several sizes" if store.spacing_mm is None else f"of {store.spacing_mm:g} mm"
         raise InputError(
-            f"{store.path}: label scheme {theirs}; the model knows {scheme.name} {list(scheme.classes)}. "
-            "Prepare the data with the matching --labels"
-        )
-    if store.spacing_mm != predictor.card.spacing_mm:
-        raise InputError(
-            f"{store.path}: voxels of {store.spacing_mm or 'mixed'} mm; the model was trained at "
-            f"{predictor.card.spacing_mm or 'mixed'} mm. Prepare the data with --spacing {predictor.card.spacing_mm}"
+            f"{store.path}: voxels {found}; the model was trained at {trained_mm:g} mm. "
+            f"Prepare the data with --spacing {trained_mm:g}"
         )
     rows: list[Score] = []
     for number, case in enumerate(ids, start=1):
         prepared = store.load(case)
         for answer in predictor.answers(prepared, answerable(predictor.networks, prepared)):
             predicted, truth = on_common_box(answer, prepared)
-            scores = score_classes(
-                predicted,
-                truth,
-                prepared.grid.spacing_mm,
-                scheme,
-                et_min_ml=predictor.et_min_ml,
-                convention=convention,
-            )
-            rows += [
-                Score(case, store.patient(case), str(answer.subset), region, metric, value)
-                for (region, metric), value in scores.items()
-            ]
+            spacing_mm, et_min_ml = prepared.grid.spacing_mm, predictor.et_min_ml
+            scores = score_classes(predicted, truth, spacing_mm, scheme, et_min_ml=et_min_ml, convention=convention)
+            whose = case, store.patient(case), str(answer.subset)
+            rows += [Score(*whose, region, metric, value) for (region, metric), value in scores.items()]
         on_progress(case, number, len(ids))
     return rows
 
 
+def check_scorable(store: Store, ids: Iterable[str], scheme: LabelScheme, modalities: ModalitySet) -> None:
+    """Raises InputError for cases that cannot be scored: labels of other classes, or none, or no known sequence."""
+    if store.scheme is None or not store.scheme.same_classes(scheme):
+        theirs = "none" if store.scheme is None else f"{store.scheme.name} {list(store.scheme.classes)}"
+        ours = f"the model knows {scheme.name} {list(scheme.classes)}"
+        raise InputError(f"{store.path}: label scheme {theirs}; {ours}. Prepare the data with the matching --labels")
+    for case in ids:
+        if not store.has_labels(case):
+            raise InputError(f"{store.path}: case {case} has no segmentation to be compared with; leave it out")
+        if not set(modalities) & set(store.sequences(case)):
+            has, needed = ", ".join(store.sequences(case)), " or ".join(modalities)
+            raise InputError(f"{store.path}: case {case} has {has}; expected {needed}. Leave it out")
+
+
 def on_common_box(answer: SubsetAnswer, prepared: Prepared) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Predicted and true class maps on one box. The truth may reach beyond the brain of a subset: that is missed."""
+    """Predicted and true class maps on one box of the grid.
+
+    The truth may reach beyond the brain of a subset: that is missed. The network's box may pass the grid's end: what it
+    says there is in no mask, and is not scored.
+    """
     if prepared.labels is None:
         raise InputError(f"case {prepared.id} has no segmentation to be compared with; leave it out")
-    box = Box.union([answer.box, prepared.labels.box])
-    predicted = np.zeros(box.shape, np.uint8)
-    predicted[answer.box.relative_to(box.start).slices] = answer.probabilities.argmax(axis=0)
-    return predicted, prepared.labels.window(box)
+    box = Box.union([answer.box.within(prepared.grid.shape), prepared.labels.box])
+    return class_map(answer).window(box), prepared.labels.window(box)
+
+
+def class_map(answer: SubsetAnswer) -> Boxed:
+    """The most probable class of every voxel, UInt8[X Y Z] on the answer's box."""
+    return Boxed(answer.probabilities.argmax(axis=0).astype(np.uint8), answer.box)
 
 
 def summarise(
@@ -140,42 +145,46 @@ def summarise(
     """Means and 95 % intervals over patients (two scans of a patient are one cluster) of a table of scores.
 
     rows:    every subset × region × metric
-    groups:  the mean over all subsets of a case, over those with t1c, and those without
-    present: groups and rows over the cases that have the region
+    groups:  the mean over all subsets of a case, over those with t1c, and those without; a case without some of these
+             subsets, because it lacks a sequence, is left out
+    present: Dice of rows and groups over the cases that have the region, where not all do
     """
     table = _Pivot(rows)
-    regions = [region for region in (*scheme.regions, "ET" + CLEANED) if table.has(region)]
-    subsets = [str(s) for s in modalities.subsets() if table.has_subset(str(s))] or table.subsets
-    groups = {"all subsets": subsets}
-    if CONTRAST in modalities and len(modalities) > 1:
-        groups["with t1c"] = [s for s in subsets if CONTRAST in s.split("+")]
-        groups["without t1c"] = [s for s in subsets if CONTRAST not in s.split("+")]
+    subsets = [str(s) for s in modalities.subsets() if str(s) in table.subsets]
+    lines = [("rows", {"subset": subset}, [subset]) for subset in subsets]
+    lines += [("groups", {"group": group}, members) for group, members in subset_groups(subsets).items()]
     summary: dict[str, Any] = {
         **about,
         "cases": len(table.cases),
         "patients": len(set(table.patients)),
         "modalities": list(modalities),
-        "regions": list(scheme.regions),
-        "rows": [],
-        "groups": [],
-        "present": [],
+        "regions": [region for region in scheme.regions if region in table.regions],
+        **{part: [] for part in ("rows", "groups", "present")},
     }
-    for region in regions:
+    for region in (region for region in (*scheme.regions, "ET" + CLEANED) if region in table.regions):
         has = table.has_region(region.removesuffix(CLEANED))
         for metric in METRICS:
-            for subset in subsets:
-                entry = {"subset": subset, "region": region, "metric": metric}
-                values = table.column(subset, region, metric)
-                summary["rows"].append({**entry, **_interval(values, table.patients), "median": _median(values)})
+            for part, name, members in lines:
+                entry, values = {**name, "region": region, "metric": metric}, table.mean_over(members, region, metric)
+                summary[part].append({**entry, **_described(values, table.patients)})
                 if metric == "dice" and not has.all():
-                    summary["present"].append({**entry, **_interval(np.where(has, values, np.nan), table.patients)})
-            for group, members in groups.items():
-                entry = {"group": group, "region": region, "metric": metric}
-                values = table.mean_over(members, region, metric)
-                summary["groups"].append({**entry, **_interval(values, table.patients)})
-                if metric == "dice" and not has.all():
-                    summary["present"].append({**entry, **_interval(np.where(has, values, np.nan), table.patients)})
+                    values = np.where(has, values, np.nan)
+                    summary["present"].append({**entry, **_described(values, table.patients)})
     return summary
+
+
+def subset_groups(subsets: Sequence[str]) -> dict[str, list[str]]:
+    """{name: members} of the groups over which means are taken; the two about t1c where both have members.
+
+    >>> subset_groups(["t1c", "t2f", "t1c+t2f"])
+    {'all subsets': ['t1c', 't2f', 't1c+t2f'], 'with t1c': ['t1c', 't1c+t2f'], 'without t1c': ['t2f']}
+    """
+    groups = {"all subsets": list(subsets)}
+    contrast = [subset for subset in subsets if CONTRAST in subset.split("+")]
+    if 0 < len(contrast) < len(subsets):
+        groups[f"with {CONTRAST}"] = contrast
+        groups[f"without {CONTRAST}"] = [subset for subset in subsets if subset not in contrast]
+    return groups
 
 
 def evaluate(
@@ -192,6 +201,9 @@ def evaluate(
 
     Without ``data`` every run is scored on its own test part, and the folds of a folder are pooled. With ``data`` all
     its cases are scored, by the folds together as an ensemble, into PATH/on-NAME.
+
+    Raises InputError for an unknown convention and data that cannot be scored, CheckpointError for a folder without
+    runs, runs that test one case twice or are not of one kind, and data that are gone or were changed.
     """
     convention_named(convention)
     runs = find_runs(path)
@@ -200,28 +212,21 @@ def evaluate(
         rows = evaluate_cases(predictor, data, data.ids, convention=convention, on_progress=on_progress)
         out = path / f"on-{name or data.path.name}"
         members = f"{len(runs)} networks together" if len(runs) > 1 else "one network"
-        about = {
-            "evaluated": f"all {len(data.ids)} cases of {out.name[3:]}, {members}",
-            "runs": len(runs),
-            "checkpoint": which,
-        }
+        evaluated = f"all {len(data.ids)} cases of {out.name[3:]}, {members}"
+        about = {"evaluated": evaluated, "runs": len(runs), "checkpoint": which}
         write_scores(out, rows, predictor.card.modalities, predictor.card.scheme, convention, [data], about)
         return out
+    splits, stores = read_splits(runs), [run_store(run) for run in runs]
     pooled: list[Score] = []
-    stores = []
-    for run in runs:
-        split = json.loads((run / SPLITS).read_text(encoding="utf-8"))
-        store = run_store(run)
+    for run, split, store in zip(runs, splits, stores, strict=True):
         predictor = Predictor.load(run, which=which, device=device)
         rows = evaluate_cases(predictor, store, split["test"], convention=convention, on_progress=on_progress)
         card = predictor.card
-        about = {"evaluated": f"test part of {split['name']}", "runs": 1, "split_sha256": [split["sha256"]]}
-        about["checkpoint"] = which
+        about = {"evaluated": f"test part of {split['name']}", "runs": 1, "checkpoint": which}
+        about["split_sha256"] = [split["sha256"]]
         write_scores(run, rows, card.modalities, card.scheme, convention, [store], about)
         pooled += rows
-        stores.append(store)
     if runs != [path]:
-        _refuse_twice_tested(pooled, path)
         about = {"evaluated": f"test parts of {len(runs)} runs, pooled", "runs": len(runs), "checkpoint": which}
         write_scores(path, pooled, card.modalities, card.scheme, convention, stores, about)
     return path
@@ -238,8 +243,8 @@ def write_scores(
 ) -> dict[str, Any]:
     """Summarise a table of scores and, where a folder is named, put subsets.csv and summary.json there."""
     hashes = {store.path.name: store.sha256 for store in stores}
-    summary = summarise(rows, modalities, scheme, about={**about, "convention": convention, "store": hashes})
-    summary = _without_nan(summary)
+    about = {**about, "convention": convention, "store": hashes}
+    summary: dict[str, Any] = _without_nan(summarise(rows, modalities, scheme, about=about))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         text = io.StringIO()
@@ -255,16 +260,40 @@ def read_scores(file: Path) -> list[Score]:
     """The rows of a subsets.csv. Raises InputError for a file that is not one."""
     try:
         with file.open(newline="", encoding="utf-8") as stream:
-            return [Score(**{**row, "value": float(row["value"])}) for row in csv.DictReader(stream)]
-    except (OSError, TypeError, KeyError, ValueError) as error:
-        raise InputError(
-            f"{file}: not a table of scores ({error}); expected one that `medmap evaluate` wrote"
-        ) from error
+            rows = [Score(**{**row, "value": float(row["value"])}) for row in csv.DictReader(stream)]
+    except (OSError, TypeError, KeyError, ValueError, csv.Error) as error:
+        raise InputError(f"{file}: no table of scores ({error}); expected one of `medmap evaluate`") from error
+    if not rows:
+        raise InputError(f"{file}: holds no score; run `medmap evaluate` again")
+    return rows
+
+
+def read_splits(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """splits.json of runs that are to be pooled.
+
+    Raises CheckpointError where one is absent, two of them test one case, or their sequences, labels or spacing differ.
+    """
+    splits, cards = [_read_json(run / SPLITS) for run in runs], [read_run(run)[1] for run in runs]
+    tested: dict[str, Path] = {}
+    for run, split, card in zip(runs, splits, cards, strict=True):
+        if card != cards[0]:
+            raise CheckpointError(
+                f"{run} and {runs[0]} differ in sequences, labels or spacing, so they cannot be pooled; evaluate them "
+                "one by one"
+            )
+        for case in split["test"]:
+            if case in tested:
+                raise CheckpointError(
+                    f"{run} and {tested[case]} both have case {case} in their test part, so they cannot be pooled; "
+                    "evaluate runs of different seeds one by one, then compare them with medmap compare"
+                )
+            tested[case] = run
+    return splits
 
 
 def run_store(run: Path) -> Store:
     """The prepared data a run was trained on. Raises CheckpointError where they are gone or were changed."""
-    environment = json.loads((run / ENV).read_text(encoding="utf-8"))
+    environment = _read_json(run / ENV)
     there = Path(environment["store"])
     places = [there, run / there.name, run.parent / there.name]  # beside the run, where both were moved
     found = next((place for place in places if place.is_dir()), None)
@@ -280,37 +309,42 @@ def run_store(run: Path) -> Store:
 
 
 def table_text(summary: Mapping[str, Any], metric: str = "dice") -> str:
-    """The summary as plain text: a row a subset, a column a region, mean and interval in percent for Dice."""
-    rows = [row for row in summary["rows"] if row["metric"] == metric]
-    groups = [row for row in summary["groups"] if row["metric"] == metric]
-    present = [row for row in summary["present"] if "group" in row]
-    regions = list(dict.fromkeys(row["region"] for row in rows))
+    """The summary as plain text: a row a subset, a column a region; ratios such as Dice in percent.
+
+    A number that is not over all cases says over how many it is.
+    """
+    entries = [row for part in ("rows", "groups") for row in summary[part] if row["metric"] == metric]
+    present = [row for row in summary["present"] if row["metric"] == metric and "group" in row]
+    regions = list(dict.fromkeys(row["region"] for row in entries))
     scale = 100 if METRICS[metric].unit == "" else 1
-    lines = [f"{'':24}" + "".join(f"{region:>20}" for region in regions)]
 
-    def cell(entries: list[dict[str, Any]], key: str, name: str, region: str) -> str:
-        for row in entries:
-            if row.get(key) == name and row["region"] == region and row["mean"] is not None:
-                mean, low, high = ("–" if row[k] is None else f"{row[k] * scale:.1f}" for k in ("mean", "low", "high"))
-                return f"{mean} [{low}, {high}]"
+    def line(label: str, found: Sequence[Mapping[str, Any]]) -> list[str]:
+        by_region = {row["region"]: row for row in found}
+        return [label, *(_cell(by_region.get(region), scale, summary["cases"]) for region in regions)]
+
+    lines = [["", *regions]]
+    subsets = dict.fromkeys(row["subset"] for row in entries if "subset" in row)
+    lines += [line(subset, [row for row in entries if row.get("subset") == subset]) for subset in subsets]
+    lines.append([""])
+    for group in dict.fromkeys(row["group"] for row in entries if "group" in row):
+        everyone = [row for row in entries if row.get("group") == group]
+        lines.append(line(group, everyone))
+        if having := [row for row in present if row["group"] == group]:
+            lines.append(line("  who have the region", [*everyone, *having]))  # all have it where no row says less
+    width = max(len(cell) for cells in lines for cell in cells[1:]) + 2
+    table = [f"{label:24}{''.join(f'{cell:>{width}}' for cell in cells)}".rstrip() for label, *cells in lines]
+    foot = (
+        f"{metric}{' in %' if scale == 100 else ''}, mean [95 % interval over patients]; {summary['cases']} cases of "
+        f"{summary['patients']} patients; {summary['evaluated']}; empty regions: {summary['convention']}"
+    )
+    return "\n".join([*table, "", foot])
+
+
+def _cell(row: Mapping[str, Any] | None, scale: int, cases: int) -> str:
+    if row is None or row["mean"] is None:
         return "–"
-
-    lines += [
-        f"{subset:24}" + "".join(f"{cell(rows, 'subset', subset, r):>20}" for r in regions)
-        for subset in dict.fromkeys(row["subset"] for row in rows)
-    ]
-    lines.append("")
-    for group in dict.fromkeys(row["group"] for row in groups):
-        lines.append(f"{group:24}" + "".join(f"{cell(groups, 'group', group, r):>20}" for r in regions))
-        if any(row["group"] == group for row in present):
-            label = "  who have the region"
-            lines.append(f"{label:24}" + "".join(f"{cell(present, 'group', group, r):>20}" for r in regions))
-    lines += [
-        "",
-        f"{metric}, mean [95 % interval over patients]; {summary['cases']} cases of {summary['patients']} patients; "
-        f"{summary['evaluated']}; empty regions: {summary['convention']}",
-    ]
-    return "\n".join(lines)
+    mean, low, high = ("–" if row[key] is None else f"{row[key] * scale:.1f}" for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]" + (f" n={row['n']}" if row["n"] < cases else "")
 
 
 class _Pivot:
@@ -323,12 +357,6 @@ class _Pivot:
         self.values = {(row.subset, row.region, row.metric, row.case): row.value for row in rows}
         self.subsets = list(dict.fromkeys(row.subset for row in rows))
         self.regions = {row.region for row in rows}
-
-    def has(self, region: str) -> bool:
-        return region in self.regions
-
-    def has_subset(self, subset: str) -> bool:
-        return subset in self.subsets
 
     def column(self, subset: str, region: str, metric: str) -> NDArray[np.float64]:
         """Float64[cases]; NaN where a case was not asked for that subset."""
@@ -344,14 +372,10 @@ class _Pivot:
         return np.nan_to_num(np.array(columns)).max(axis=0) > 0
 
 
-def _interval(values: NDArray[np.float64], patients: Sequence[str]) -> dict[str, Any]:
-    interval: Interval = bootstrap_interval(values, patients)
-    return asdict(interval)
-
-
-def _median(values: NDArray[np.float64]) -> float:
+def _described(values: NDArray[np.float64], patients: Sequence[str]) -> dict[str, Any]:
     known = values[np.isfinite(values)]
-    return float(np.median(known)) if known.size else float("nan")
+    median = float(np.median(known)) if known.size else float("nan")
+    return {**asdict(bootstrap_interval(values, patients)), "median": median}
 
 
 def _without_nan(tree: Any) -> Any:
@@ -363,13 +387,9 @@ def _without_nan(tree: Any) -> Any:
     return None if isinstance(tree, float) and not np.isfinite(tree) else tree
 
 
-def _refuse_twice_tested(rows: Sequence[Score], path: Path) -> None:
-    seen: set[tuple[str, str, str, str]] = set()
-    for row in rows:
-        key = (row.case, row.subset, row.region, row.metric)
-        if key in seen:
-            raise CheckpointError(
-                f"{path}: case {row.case} is in the test part of two of its runs; pool runs of different folds, and "
-                "compare runs of different seeds with medmap compare"
-            )
-        seen.add(key)
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error}); copy the run again, with all its files") from error
+    return content
