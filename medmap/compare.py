@@ -7,6 +7,7 @@ differences that are shown.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmap.core.metrics import METRICS
-from medmap.core.stats import Difference, holm, paired_difference
+from medmap.core.stats import EVIDENCE_SEEDS, Difference, holm, paired_difference
 from medmap.errors import InputError
-from medmap.evaluate import CONTRAST, TABLE, Score, read_scores
-
-ALL, WITH, WITHOUT = "all subsets", f"with {CONTRAST}", f"without {CONTRAST}"
+from medmap.evaluate import SUMMARY, TABLE, Score, read_scores, subset_groups
 
 
 @dataclass(frozen=True)
@@ -64,25 +63,35 @@ class Comparison:
             found = f"{line.arm} − {line.baseline}  {line.region:6} {line.group:{width}} {d.mean * scale:+7.2f}"
             if np.isfinite(d.low):
                 found += f" [{d.low * scale:+.2f}, {d.high * scale:+.2f}]  p = {line.p_holm:.3f} (Holm)"
+            if d.undefined:
+                found += f"  over {d.patients} of {d.patients + d.undefined} cases"
             rows.append(found)
-        if min(self.seeds.values()) < 2:
-            rows.append("one run each: not evidence")
-        elif not all(line.difference.evidence for line in self.lines):
-            rows.append("fewer than three runs an arm: not evidence")
-        return "\n".join(rows)
+        return "\n".join([*rows, *self._caveats()])
+
+    def _caveats(self) -> list[str]:
+        few = [name for name, runs in self.seeds.items() if runs < EVIDENCE_SEEDS]
+        if max(self.seeds.values()) == 1:
+            return ["one run each: not evidence"]
+        if few:
+            return [f"fewer than three runs ({', '.join(few)}): not evidence"]
+        return ["without an interval: not evidence"] if not all(line.difference.evidence for line in self.lines) else []
 
 
 def compare_arms(paths: Sequence[Path], metric: str = "dice") -> Comparison:
     """Paired differences of the first arm against the others, for every region: all subsets, with and without t1c, and
     everything present.
 
-    Raises InputError when arms were scored on different cases or subsets, naming some that differ.
+    A case counts where it has every subset of the group in every run.
+    Raises InputError when arms were scored on different cases, subsets or regions, naming some that differ, or by
+    different conventions for empty regions.
     """
     if len(paths) < 2:
         raise InputError(f"comparing needs two folders or more; found {len(paths)}")
     if metric not in METRICS:
         raise InputError(f"metric {metric!r} is not known; expected one of {', '.join(METRICS)}")
-    arms = {name: _read_arm(path) for name, path in zip(_names(paths), paths, strict=True)}
+    tables = {name: _tables_of(path) for name, path in zip(_names(paths), paths, strict=True)}
+    _refuse_other_conventions([file for files in tables.values() for file in files])
+    arms = {name: [_read(file, metric) for file in files] for name, files in tables.items()}
     _refuse_unequal(arms)
     (baseline, reference), *others = arms.items()
     cases = list(dict.fromkeys(row.case for row in reference[0]))
@@ -92,9 +101,9 @@ def compare_arms(paths: Sequence[Path], metric: str = "dice") -> Comparison:
     found = []
     for group, subsets in _groups(reference[0]).items():
         for region in regions:
-            a = _table(reference, cases, subsets, region, metric)
+            a = _table(reference, cases, subsets, region)
             for name, seeds in others:
-                b = _table(seeds, cases, subsets, region, metric)
+                b = _table(seeds, cases, subsets, region)
                 found.append((name, region, group, paired_difference(b, a, clusters)))
     adjusted = holm([difference.p for *_, difference in found])
     lines = [
@@ -114,13 +123,35 @@ def _names(paths: Sequence[Path]) -> list[str]:
     raise InputError(f"{paths[0]} is named twice; compare different folders")
 
 
-def _read_arm(path: Path) -> list[list[Score]]:
+def _tables_of(path: Path) -> list[Path]:
+    """The table of an arm, or one a seed; tables of floors and of other data are no seeds."""
     if (path / TABLE).is_file():
-        return [read_scores(path / TABLE)]
-    seeds = sorted(found for found in path.glob(f"*/{TABLE}"))
+        return [path / TABLE]
+    seeds = sorted(file for file in path.glob(f"*/{TABLE}") if not file.parent.name.startswith(("baseline-", "on-")))
     if not seeds:
         raise InputError(f"{path}: no {TABLE} in it or one level below; run `medmap evaluate {path}` first")
-    return [read_scores(file) for file in seeds]
+    return seeds
+
+
+def _read(file: Path, metric: str) -> list[Score]:
+    rows = [row for row in read_scores(file) if row.metric == metric]
+    if not rows:
+        raise InputError(f"{file}: holds no {metric}; run `medmap evaluate {file.parent}` again")
+    return rows
+
+
+def _refuse_other_conventions(tables: Sequence[Path]) -> None:
+    """A table alone does not say what it holds for empty regions; the summary beside it does."""
+    found = {}
+    for file in tables:
+        summary = file.with_name(SUMMARY)
+        if summary.is_file():
+            found[file.parent] = json.loads(summary.read_text(encoding="utf-8")).get("convention")
+    if len(set(found.values())) > 1:
+        named = ", ".join(f"{folder}: {convention}" for folder, convention in list(found.items())[:5])
+        raise InputError(
+            f"arms follow different conventions for empty regions ({named}); evaluate them with the same --empty"
+        )
 
 
 def _refuse_unequal(arms: dict[str, list[list[Score]]]) -> None:
@@ -138,20 +169,17 @@ def _refuse_unequal(arms: dict[str, list[list[Score]]]) -> None:
 
 def _groups(rows: Sequence[Score]) -> dict[str, list[str]]:
     subsets = list(dict.fromkeys(row.subset for row in rows))
-    groups = {ALL: subsets}
-    contrast = [s for s in subsets if CONTRAST in s.split("+")]
-    if contrast and len(contrast) < len(subsets):
-        groups |= {WITH: contrast, WITHOUT: [s for s in subsets if s not in contrast]}
-    fullest = max(subsets, key=lambda s: s.count("+"))
-    return groups | {f"only {fullest}": [fullest]} if len(subsets) > 1 else groups
+    fullest = max(subsets, key=lambda subset: subset.count("+"))
+    only = {f"only {fullest}": [fullest]} if len(subsets) > 1 else {}
+    return {**subset_groups(subsets), **only}
 
 
 def _table(
-    seeds: Sequence[Sequence[Score]], cases: Sequence[str], subsets: Sequence[str], region: str, metric: str
+    seeds: Sequence[Sequence[Score]], cases: Sequence[str], subsets: Sequence[str], region: str
 ) -> NDArray[np.float64]:
-    """Float64[cases, seeds]: mean over the subsets."""
+    """Float64[cases, seeds]: mean over the subsets; NaN where a case lacks one of them."""
     columns = []
     for rows in seeds:
-        values = {(row.case, row.subset): row.value for row in rows if row.region == region and row.metric == metric}
+        values = {(row.case, row.subset): row.value for row in rows if row.region == region}
         columns.append([np.mean([values.get((case, s), np.nan) for s in subsets]) for case in cases])
     return np.array(columns).T
