@@ -10,7 +10,6 @@ t is the one that gives the highest mean Dice on the training and validation par
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from medmap.core.metrics import dice, score_region
 from medmap.core.modality import ModalitySet
 from medmap.data.store import Store
 from medmap.errors import InputError
-from medmap.evaluate import Score, run_store, write_scores
+from medmap.evaluate import Score, check_scorable, read_splits, run_store, write_scores
 from medmap.run import find_runs, read_run
 
 FLAIR, REGION = "t2f", "WT"
@@ -76,27 +75,32 @@ def evaluate_baseline(
     For every run the threshold comes from its training and validation parts. With ``data``, other patients, it is the
     median of these thresholds. Written into PATH/baseline-NAME, or PATH/on-DATA/baseline-NAME.
 
-    Raises InputError for an unknown floor, or cases without T2-FLAIR.
+    Raises InputError for an unknown floor, cases without T2-FLAIR, and labels without a whole tumour, CheckpointError
+    as `medmap.evaluate.evaluate` does.
     """
     if name != "flair-threshold":
         raise InputError(f"baseline {name!r} is not known; expected flair-threshold")
     runs = find_runs(path)
-    _, card = read_run(runs[0])
-    thresholds, rows, stores = [], [], []
-    for run in runs:
-        split = json.loads((run / "splits.json").read_text(encoding="utf-8"))
-        store = run_store(run)
-        thresholds.append(choose_threshold(store, [*split["train"], *split["val"]], card.scheme))
-        if data is None:
-            rows += _score(store, split["test"], thresholds[-1], card.scheme, convention)
-            stores.append(store)
-    out = path / f"baseline-{name}"
+    scheme, flair = read_run(runs[0])[1].scheme, ModalitySet((FLAIR,))
+    if REGION not in scheme.regions:
+        raise InputError(f"baseline {name} finds {REGION}; the labels of {runs[0]} have {', '.join(scheme.regions)}")
+    splits, stores = read_splits(runs), [run_store(run) for run in runs]
+    learnt = [[*split["train"], *split["val"]] for split in splits]
+    asked = [(store, split["test"]) for store, split in zip(stores, splits, strict=True)]
     if data is not None:
-        rows, stores = _score(data, data.ids, float(np.median(thresholds)), card.scheme, convention), [data]
-        out = path / f"on-{data_name or data.path.name}" / f"baseline-{name}"
-    about = {"evaluated": f"T2-FLAIR threshold chosen on training folds: {thresholds}", "runs": len(runs)}
-    write_scores(out, rows, ModalitySet((FLAIR,)), card.scheme, convention, stores, about)
-    return out
+        asked = [(data, data.ids)]
+    for store, ids in [*zip(stores, learnt, strict=True), *asked]:
+        check_scorable(store, ids, scheme, flair)
+    thresholds = [choose_threshold(store, ids, scheme) for store, ids in zip(stores, learnt, strict=True)]
+    used = thresholds if data is None else [float(np.median(thresholds))]
+    rows = []
+    for (store, ids), threshold in zip(asked, used, strict=True):
+        rows += _score(store, ids, threshold, scheme, convention)
+    about = {"evaluated": f"T2-FLAIR threshold chosen on training folds: {', '.join(f'{t:g}' for t in thresholds)}"}
+    about["runs"] = len(runs)
+    out = path if data is None else path / f"on-{data_name or data.path.name}"
+    write_scores(out / f"baseline-{name}", rows, flair, scheme, convention, [store for store, _ in asked], about)
+    return out / f"baseline-{name}"
 
 
 def _score(store: Store, ids: Sequence[str], threshold: float, scheme: LabelScheme, convention: str) -> list[Score]:
