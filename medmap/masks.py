@@ -1,7 +1,7 @@
 """Anybody's masks against the truth, with the same code as medmap's own.
 
-A folder of masks is either a data set that `medmap check` recognises, with segmentations, or files named by case:
-``ID.nii.gz``, ``ID-seg.nii.gz``, ``ID_seg.nii.gz``.
+A folder of masks holds files named by case: ``ID.nii.gz``, ``ID-seg.nii.gz``, ``ID_seg.nii.gz``. The truth may also be
+a data set that `medmap check` recognises, with segmentations.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def _truths(folder: Path, labels: str | None) -> tuple[dict[str, Path], LabelSch
     """{case: file} of the true segmentations, and what their codes mean."""
     try:
         data = recognise(folder, labels)
-    except InputError:
+    except InputError as error:
         if labels is None:
-            raise
+            raise InputError(f"{error}. A folder of masks alone needs the meaning of its codes: --labels") from error
         return _masks(folder), scheme_named(labels)
     truths = {case.id: case.labels for case in data.cases if case.labels is not None}
     if not truths and labels is not None:
