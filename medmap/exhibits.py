@@ -1,12 +1,11 @@
 """What a report shows besides numbers: latents before and after training, and a few patients with their masks.
 
 latents.npz   before[N C], after[N C] mean latents over the brain, modality[N], case[N], level[]
-examples.npz  images[E M H W] axial slices, truth[E H W], predictions[E S H W], subsets[S] (the first is full), …
+examples.npz  images[E M X Y] axial slices, truth[E X Y], predictions[E S X Y], subsets[S] (the first is full), …
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from medmap.core.case import Prepared
 from medmap.core.metrics import dice
 from medmap.core.modality import ModalitySet
 from medmap.data.store import Store
-from medmap.evaluate import TABLE, on_common_box, read_scores
+from medmap.evaluate import CLEANED, TABLE, class_map, on_common_box, read_scores, read_splits
 from medmap.predict import Predictor, encode_alone
 from medmap.run import read_run
 
@@ -31,7 +30,7 @@ LATENTS, EXAMPLES = "latents.npz", "examples.npz"
 def write_exhibits(run: Path, store: Store, *, count: int = 3, which: str = "best", device: str = "auto") -> None:
     """Make latents.npz and examples.npz of an evaluated run, from its test cases."""
     predictor = Predictor.load(run, which=which, device=device)
-    split = json.loads((run / "splits.json").read_text(encoding="utf-8"))
+    (split,) = read_splits([run])
     cases = [store.load(case) for case in split["test"]]
     _save(run / LATENTS, pooled_latents(run, cases, which))
     _save(run / EXAMPLES, example_slices(predictor, run, cases, count))
@@ -44,8 +43,9 @@ def pooled_latents(run: Path, cases: list[Prepared], which: str = "best") -> dic
     from the run's seed.
     """
     config, card = read_run(run)
-    torch.manual_seed(config.seed)
-    before = build_segmenter(config.model, config.align, card.modalities, len(card.scheme.classes)).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        before = build_segmenter(config.model, config.align, card.modalities, len(card.scheme.classes)).eval()
     after = load_network(run, which)
     level = next(
         (name for name in config.align.levels if name in after.backbone.strides), list(after.backbone.strides)[-1]
@@ -71,7 +71,7 @@ def example_slices(predictor: Predictor, run: Path, cases: list[Prepared], count
     complete = [case for case in complete if case.labels is not None and case.labels.values.size]
     if not complete:
         return {}
-    chosen = [case for case in complete if case.id in _spread(run, [c.id for c in complete], count)]
+    chosen = _spread(run, complete, count)
     subsets = _worst_of_each_size(run, predictor.card.modalities)
     box = Box.union(Box.union(i.box for i in case.images.values()) for case in chosen)
     images, truths, predictions, scores = [], [], [], []
@@ -84,7 +84,7 @@ def example_slices(predictor: Predictor, run: Path, cases: list[Prepared], count
         masks, dices = [], []
         for answer in predictor.answers(case, subsets):
             predicted, true = on_common_box(answer, case)
-            masks.append(answer.on_grid(case.grid.shape).argmax(axis=0).astype(np.uint8)[box.slices][:, :, z])
+            masks.append(class_map(answer).window(box)[:, :, z])
             dices.append([dice(scheme.region_mask(predicted, r), scheme.region_mask(true, r)) for r in scheme.regions])
         predictions.append(masks)
         scores.append(dices)
@@ -111,16 +111,17 @@ def _mean_dice(run: Path, key: str) -> dict[str, float]:
     """{case or subset: mean Dice over regions} of an evaluated run."""
     found: dict[str, list[float]] = {}
     for row in read_scores(run / TABLE):
-        if row.metric == "dice" and "-" not in row.region:
+        if row.metric == "dice" and not row.region.endswith(CLEANED) and np.isfinite(row.value):
             found.setdefault(getattr(row, key), []).append(row.value)
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-def _spread(run: Path, ids: list[str], count: int) -> set[str]:
+def _spread(run: Path, cases: list[Prepared], count: int) -> list[Prepared]:
+    """Cases at even distances in the order of their Dice, the best first."""
     scores = _mean_dice(run, "case")
-    order = sorted(ids, key=lambda case: -scores[case])
+    order = sorted(cases, key=lambda case: -scores[case.id])
     picks = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
-    return {order[i] for i in picks}
+    return [order[i] for i in picks]
 
 
 def _worst_of_each_size(run: Path, modalities: ModalitySet) -> list[ModalitySet]:
