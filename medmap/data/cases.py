@@ -124,10 +124,12 @@ def grid_conflict(first: Header, other: Header) -> tuple[str, str] | None:
         return None
     if first.shape[:3] != other.shape[:3]:
         sizes = [f"{h.path.name} is {'×'.join(map(str, h.shape[:3]))} voxels" for h in (other, first)]
-        return ", ".join(sizes), "resample them onto one grid (--resample) if they are registered, else register them"
+        return ", ".join(
+            sizes
+        ), "resample them onto one grid (medmap predict --resample) if they are registered, else register them"
     gap = float(np.abs(first.affine - other.affine).max())
     return (
         f"the affines of {first.path.name} and {other.path.name} differ by up to {gap:.3g} mm "
         f"(at most {AFFINE_TOLERANCE_MM:g} allowed)",
-        "find out which file is right and copy its header, or resample onto it (--resample)",
+        "find out which file is right and copy its header, or resample onto it (medmap predict --resample)",
     )
