@@ -46,7 +46,7 @@ def pooled_latents(run: Path, cases: list[Prepared], which: str = "best") -> dic
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         before = build_segmenter(config.model, config.align, card.modalities, len(card.scheme.classes)).eval()
-    after = load_network(run, which)
+        after = load_network(run, which)
     level = next(
         (name for name in config.align.levels if name in after.backbone.strides), list(after.backbone.strides)[-1]
     )
