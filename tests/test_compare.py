@@ -25,7 +25,9 @@ def write_arm(folder: Path, values: Values, convention: str = "brats", region: s
     rows: list[Score] = []
     for case, by_subset in values.items():
         for subset, dice in by_subset.items():
-            rows += scored(case, subset, region, f"patient of {case}", dice=dice, hd95_mm=100 * (1 - dice), truth_ml=1)
+            rows += scored(
+                case, subset, region, f"patient of {case[0]}", dice=dice, hd95_mm=100 * (1 - dice), truth_ml=1
+            )
     write_scores(folder, rows, TWO, GLIOMA, convention, [], {"evaluated": "made-up"})
     return folder
 
@@ -100,6 +102,20 @@ def test_three_runs_an_arm_have_an_interval_and_holm(tmp_path: Path) -> None:
     assert (
         f"[{100 * line.difference.low:+.2f}, {100 * line.difference.high:+.2f}]  p = {line.p_holm:.3f} (Holm)" in text
     )
+
+
+def test_two_scans_of_a_patient_are_one(tmp_path: Path) -> None:
+    gains = {"a1": 0.3, "a2": 0.2, "b1": 0.0, "c1": 0.1}
+    a = write_seeds(tmp_path / "a", {case: {"t2f": 0.5} for case in gains}, (0.0, 0.01, 0.02))
+    b = write_seeds(tmp_path / "b", {case: {"t2f": 0.5 + gain} for case, gain in gains.items()}, (0.0, 0.01, 0.02))
+    found = compare_arms([a, b])
+    assert found.patients == 3
+    seeds = np.full((4, 1), 0.5) + np.array([[0.0, 0.01, 0.02]])
+    moved = seeds + np.array(list(gains.values()))[:, None]
+    together, apart = (paired_difference(moved, seeds, names) for names in (["a", "a", "b", "c"], None))
+    (line,) = found.lines
+    assert (line.difference.low, line.difference.high) == pytest.approx((together.low, together.high))
+    assert line.difference.low != pytest.approx(apart.low)
 
 
 def test_arms_with_few_runs_are_named(tmp_path: Path, first: Path) -> None:
