@@ -25,8 +25,9 @@ from medmap.core.metrics import dice, score_region
 from medmap.core.modality import ModalitySet
 from medmap.data.store import Store
 from medmap.errors import InputError
-from medmap.evaluate import Score, check_scorable, read_splits, run_store, write_scores
+from medmap.evaluate import check_scorable, read_splits, run_store
 from medmap.run import find_runs, read_run
+from medmap.scores import Score, write_scores
 
 FLAIR, REGION = "t2f", "WT"
 THRESHOLDS = tuple(float(t) for t in np.arange(0.5, 3.01, 0.125))

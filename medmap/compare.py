@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from medmap.core.metrics import METRICS
 from medmap.core.stats import EVIDENCE_SEEDS, Difference, holm, paired_difference
 from medmap.errors import InputError
-from medmap.evaluate import SUMMARY, TABLE, Score, read_scores, subset_groups
+from medmap.scores import SUMMARY, TABLE, Score, read_scores, subset_groups
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,13 @@ from medmap.config import Config, load_config
 from medmap.core.labels import SCHEMES
 from medmap.data.layouts import CaseFiles, DataFolder, recognise
 from medmap.data.store import Store, write_store
-from medmap.evaluate import SUMMARY, evaluate, table_text
+from medmap.evaluate import evaluate
 from medmap.exhibits import write_exhibits
 from medmap.phantom import write_phantoms
 from medmap.predict import Predictor
 from medmap.report import write_report
 from medmap.run import CARD, SPLITS, is_finished
+from medmap.scores import SUMMARY, table_text
 from medmap.segment import segment_case
 from medmap.train import Row, fit
 

@@ -20,9 +20,10 @@ from medmap.core.case import Prepared
 from medmap.core.metrics import dice
 from medmap.core.modality import ModalitySet
 from medmap.data.store import Store
-from medmap.evaluate import CLEANED, TABLE, class_map, on_common_box, read_scores, read_splits
+from medmap.evaluate import class_map, on_common_box, read_splits
 from medmap.predict import Predictor, encode_alone
 from medmap.run import read_run
+from medmap.scores import CLEANED, TABLE, read_scores
 
 LATENTS, EXAMPLES = "latents.npz", "examples.npz"
 

@@ -17,7 +17,7 @@ from medmap.data.labelmaps import patient_of
 from medmap.data.layouts import recognise
 from medmap.data.nifti import is_nifti, read_header, read_labels, stem
 from medmap.errors import InputError
-from medmap.evaluate import Progress, Score, score_classes, write_scores
+from medmap.scores import Progress, Score, score_classes, write_scores
 
 GIVEN = "given"
 

@@ -23,8 +23,7 @@ from medmap.align import AlignedSegmenter
 from medmap.checkpoint import load_network
 from medmap.core.box import Box
 from medmap.core.case import Case, Prediction, Prepared
-from medmap.core.labels import LabelScheme
-from medmap.core.metrics import drop_small
+from medmap.core.metrics import postprocess
 from medmap.core.modality import ModalitySet
 from medmap.data.preprocess import prepare_case, restore
 from medmap.errors import CheckpointError, InputError
@@ -149,18 +148,6 @@ def resolve_device(device: str) -> torch.device:
     return found
 
 
-def postprocess(
-    classes: NDArray[np.uint8], scheme: LabelScheme, spacing_mm: Sequence[float], et_min_ml: float
-) -> NDArray[np.uint8]:
-    """A class map in which an enhancing tumour below ``et_min_ml`` ml has become necrotic core (TC stays as it is)."""
-    if "et" not in scheme.classes or et_min_ml <= 0:
-        return classes
-    et = classes == scheme.classes.index("et")
-    if not et.any() or drop_small(et, spacing_mm, et_min_ml).any():
-        return classes
-    return np.where(et, np.uint8(scheme.classes.index("ncr")), classes)
-
-
 class Predictor:
     """Loaded once, asked many times: the networks of one run, or of all its folds as an ensemble."""
 
@@ -178,7 +165,7 @@ class Predictor:
         self.mirror = tuple(mirror)
         self.device = network_device(networks[0])
         self.precision = resolve_precision(precision, self.device)
-        self.et_min_ml = et_min_ml
+        self.et_min_ml = float(et_min_ml)
 
     @classmethod
     def load(cls, path: Path, *, which: str = "best", device: str = "auto", precision: str = "auto") -> Predictor:

@@ -19,9 +19,9 @@ from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.data.layouts import recognise
 from medmap.data.nifti import write_volume
 from medmap.data.store import Store, write_store
-from medmap.evaluate import Score
 from medmap.predict import SubsetAnswer
 from medmap.run import ENV, SPLITS, ModelCard, write_run
+from medmap.scores import Score
 
 GLIOMA = SCHEMES["brats2023"]
 SHAPE = (24, 20, 16)

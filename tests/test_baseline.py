@@ -24,7 +24,7 @@ from medmap.data.nifti import write_volume
 from medmap.data.preprocess import prepare_case
 from medmap.data.store import Store
 from medmap.errors import CheckpointError, InputError
-from medmap.evaluate import read_scores
+from medmap.scores import read_scores
 
 IDS = [ID.format(number) for number in range(4)]
 NAME = "flair-threshold"

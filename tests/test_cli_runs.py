@@ -53,7 +53,7 @@ def test_train_says_what_it_will_do_and_does_it(tiny_store: Path, tiny_run: Path
         f"hash {Store(tiny_store).sha256}",
         "split     kfold-0-of-3-seed-0: train 2, val 0, test 1",
         f"sha256 {split['sha256']}",
-        "model     unet tiny, 735,304 parameters, t1n t1c t2w t2f",
+        "model     unet tiny, 733,544 parameters, t1n t1c t2w t2f",
         "loss      dice_ce + 0.1 align/x4   (anchor pstar)",
         "subsets   uniform, drawn per sample",
         "device    cpu, fp32",

@@ -12,7 +12,7 @@ from medmap.compare import Line, compare_arms
 from medmap.core.modality import ModalitySet
 from medmap.core.stats import holm, paired_difference
 from medmap.errors import InputError
-from medmap.evaluate import Score, write_scores
+from medmap.scores import Score, write_scores
 
 TWO = ModalitySet(("t1c", "t2f"))
 Values = Mapping[str, Mapping[str, float]]

@@ -24,9 +24,9 @@ from medmap.core.modality import GLIOMA_MRI
 from medmap.data.faults import SEVERITY
 from medmap.data.layouts import FAMILIES
 from medmap.data.splits import published, published_names
-from medmap.evaluate import Score
 from medmap.models.check import LAWS
 from medmap.models.unet import SIZES, UNet
+from medmap.scores import Score
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))

@@ -35,19 +35,8 @@ from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.core.stats import bootstrap_interval
 from medmap.data.store import Store
 from medmap.errors import CheckpointError, InputError
-from medmap.evaluate import (
-    Score,
-    evaluate,
-    evaluate_cases,
-    on_common_box,
-    read_scores,
-    run_store,
-    score_classes,
-    subset_groups,
-    summarise,
-    table_text,
-    write_scores,
-)
+from medmap.evaluate import evaluate, evaluate_cases, on_common_box, run_store
+from medmap.scores import Score, read_scores, score_classes, subset_groups, summarise, table_text, write_scores
 
 NAN = float("nan")
 TWO = ModalitySet(("t1c", "t2f"))

@@ -28,10 +28,11 @@ from medmap.core.box import Box, Boxed
 from medmap.core.case import Prepared
 from medmap.core.modality import GLIOMA_MRI
 from medmap.data.store import Store
-from medmap.evaluate import Score, evaluate_cases, write_scores
+from medmap.evaluate import evaluate_cases
 from medmap.exhibits import example_slices, pooled_latents, write_exhibits
 from medmap.figures import example_overlays, latent_pca
 from medmap.run import write_run
+from medmap.scores import Score, write_scores
 from medmap.train import fit
 
 IDS = [ID.format(number) for number in range(4)]

@@ -16,8 +16,9 @@ from medmap.core.volume import from_ras
 from medmap.data.nifti import read_labels, write_mask, write_volume
 from medmap.data.store import Store
 from medmap.errors import InputError
-from medmap.evaluate import evaluate_cases, read_scores
+from medmap.evaluate import evaluate_cases
 from medmap.masks import score_folders
+from medmap.scores import read_scores
 
 IDS = [ID.format(number) for number in range(3)]
 LPS = np.array([[-2.0, 0, 0, 30], [0, -2.0, 0, 20], [0, 0, 2.0, -5], [0, 0, 0, 1]])

@@ -19,19 +19,12 @@ from medmap.config import AlignConfig, Config, ModelConfig, parse_config
 from medmap.core.box import Box, Boxed
 from medmap.core.case import Case, Prepared
 from medmap.core.labels import SCHEMES
+from medmap.core.metrics import postprocess
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.data.preprocess import prepare_case, restore
 from medmap.errors import CheckpointError, InputError
 from medmap.phantom import simulate
-from medmap.predict import (
-    Predictor,
-    SubsetAnswer,
-    answer_subsets,
-    network_device,
-    postprocess,
-    resolve_device,
-    resolve_precision,
-)
+from medmap.predict import Predictor, SubsetAnswer, answer_subsets, network_device, resolve_device, resolve_precision
 from medmap.run import ModelCard, write_run
 
 GLIOMA = SCHEMES["brats2023"]

@@ -72,7 +72,7 @@ def evaluate(
     if json:
         console.answer_json({"folder": None if place is None else str(place), **summary})
         return
-    from medmap.evaluate import table_text
+    from medmap.scores import table_text
 
     console.answer(table_text(summary, metric))
     if place is not None:

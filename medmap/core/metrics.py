@@ -16,6 +16,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 from numpy.typing import NDArray
 
+from medmap.core.labels import LabelScheme
 from medmap.core.lesions import LesionScores as LesionScores
 from medmap.core.lesions import lesion_scores
 from medmap.core.lesions import lesion_wise as lesion_wise
@@ -135,6 +136,18 @@ def drop_small(mask: NDArray[np.bool_], spacing_mm: Spacing, min_ml: float) -> N
     # Headers round 1 mm to 0.9999999: exactly the threshold must stay on its side.
     kept = volume_ml >= min_ml * (1.0 - 1e-5)
     return mask if kept else np.zeros_like(mask)
+
+
+def postprocess(
+    classes: NDArray[np.uint8], scheme: LabelScheme, spacing_mm: Sequence[float], et_min_ml: float
+) -> NDArray[np.uint8]:
+    """A class map in which an enhancing tumour below ``et_min_ml`` ml has become necrotic core (TC stays as it is)."""
+    if "et" not in scheme.classes or et_min_ml <= 0:
+        return classes
+    et = classes == scheme.classes.index("et")
+    if not et.any() or drop_small(et, spacing_mm, et_min_ml).any():
+        return classes
+    return np.where(et, np.uint8(scheme.classes.index("ncr")), classes)
 
 
 def score_region(
