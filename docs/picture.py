@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from medmap.core.box import Box
 from medmap.core.metrics import dice
 from medmap.data.store import Store
-from medmap.evaluate import read_scores
 from medmap.figures.style import REGION_HUES, label
 from medmap.predict import Predictor
+from medmap.scores import read_scores
 
 GIVEN = "t2w+t2f"
 ZOOM = 3  # from 3 mm voxels to a slice that is pleasant to look at
@@ -54,7 +54,7 @@ def draw(run: Path, out: Path) -> None:
         ax.spines[:].set_visible(False)
     keys = [Patch(facecolor=hue, label=r) for r, hue in zip(scheme.regions, REGION_HUES, strict=False)]
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False)
-    figure.savefig(out)
+    figure.savefig(out, bbox_inches="tight")
 
 
 def _median_case(run: Path) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -353,3 +355,12 @@ def test_nothing_points_to_a_machine_or_an_unknown_host(path: Path) -> None:
     assert not re.findall(r"(?<![\w.\])}*])/[a-z]\w+/\w+", text), "an absolute path"
     assert not re.findall(r"\.\./\.\./|\.\./shared", text), "a path out of the repository"
     assert not re.findall(r"\b(TODO|TBD|FIXME|lorem|placeholder)\b", text, re.IGNORECASE)
+
+
+def test_the_picture_can_be_drawn_again(tmp_path: Path) -> None:
+    script = ROOT / "docs" / "picture.py"
+    found = subprocess.run(
+        [sys.executable, str(script), "nowhere", "x.png"], capture_output=True, text=True, check=False
+    )
+    assert found.returncode != 0
+    assert "ImportError" not in found.stderr
