@@ -164,7 +164,7 @@ def quick_scores() -> Iterator[None]:
         return {**dict.fromkeys(METRICS, dice(mask, truth, convention=convention)), "truth_ml": float(truth.sum())}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("medmap.evaluate.score_region", overlap)
+        patch.setattr("medmap.scores.score_region", overlap)
         yield
 
 

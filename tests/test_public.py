@@ -18,8 +18,8 @@ def test_every_public_name_is_there_and_explained(name: str) -> None:
 
 
 def test_another_name_is_refused_with_what_there_is() -> None:
-    with pytest.raises(AttributeError, match=r"no attribute 'segment'; it offers ModalitySet, GLIOMA_MRI"):
-        medmap.segment  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'segmentation'; it offers ModalitySet, GLIOMA_MRI"):
+        medmap.segmentation  # noqa: B018
 
 
 def test_importing_medmap_imports_nothing_heavy() -> None:
