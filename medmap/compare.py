@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from medmap.core.metrics import METRICS
 from medmap.core.stats import EVIDENCE_SEEDS, Difference, holm, paired_difference
 from medmap.errors import InputError
-from medmap.scores import SUMMARY, TABLE, Score, read_scores, subset_groups
+from medmap.scores import SUMMARY, TABLE, Score, read_scores, subset_groups, without_nan
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,16 @@ class Comparison:
     seeds: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types."""
-        return {
-            "metric": self.metric,
-            "patients": self.patients,
-            "seeds": self.seeds,
-            "lines": [asdict(line) for line in self.lines],
-        }
+        """Plain types, for JSON."""
+        plain: dict[str, Any] = without_nan(
+            {
+                "metric": self.metric,
+                "patients": self.patients,
+                "seeds": self.seeds,
+                "lines": [asdict(line) for line in self.lines],
+            }
+        )
+        return plain
 
     def text(self) -> str:
         """A table for people."""

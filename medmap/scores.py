@@ -129,7 +129,7 @@ def write_scores(
     """Summarise a table of scores and, where a folder is named, put subsets.csv and summary.json there."""
     hashes = {store.path.name: store.sha256 for store in stores}
     about = {**about, "convention": convention, "store": hashes}
-    summary: dict[str, Any] = _without_nan(summarise(rows, modalities, scheme, about=about))
+    summary: dict[str, Any] = without_nan(summarise(rows, modalities, scheme, about=about))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         text = io.StringIO()
@@ -223,10 +223,10 @@ def _described(values: NDArray[np.float64], patients: Sequence[str]) -> dict[str
     return {**asdict(bootstrap_interval(values, patients)), "median": median}
 
 
-def _without_nan(tree: Any) -> Any:
+def without_nan(tree: Any) -> Any:
     """JSON has no NaN: undefined numbers become null."""
     if isinstance(tree, dict):
-        return {key: _without_nan(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_without_nan(value) for value in tree]
+        return {key: without_nan(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [without_nan(value) for value in tree]
     return None if isinstance(tree, float) and not np.isfinite(tree) else tree

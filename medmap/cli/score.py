@@ -97,7 +97,7 @@ def compare(
 
     comparison = compare_arms(arms, metric)
     if json:
-        console.answer_json(_plain(comparison.to_dict()))
+        console.answer_json(comparison.to_dict())
     else:
         console.answer(comparison.text())
 
@@ -189,12 +189,3 @@ def _exhibit(model: ModelFolder, device: str) -> None:
 
     for run in model.runs:
         write_exhibits(run, run_store(run), which=model.which, device=device)
-
-
-def _plain(tree: Any) -> Any:
-    """JSON has no NaN: undefined numbers become null."""
-    if isinstance(tree, dict):
-        return {key: _plain(value) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [_plain(value) for value in tree]
-    return None if isinstance(tree, float) and tree != tree else tree
