@@ -33,7 +33,10 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _run(given: argparse.Namespace) -> None:
-    real, simulated = found_cases(given.real, _ids(given.ids)), found_cases([given.simulated])
+    real, simulated = (
+        found_cases(given.real, _ids(given.ids)),
+        found_cases([given.simulated], _ids(given.simulated_ids)),
+    )
     pictured = _spread(simulated, given.limit)
     out = Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -68,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--real", nargs="+", required=True, metavar="DIR", help="folders of real patients")
     parser.add_argument("--ids", nargs="+", metavar="ID|FILE", help="the only cases that are opened (default: all)")
     parser.add_argument("--simulated", required=True, metavar="DIR", help="folder of simulated patients")
+    parser.add_argument("--simulated-ids", nargs="+", metavar="ID|FILE", help="the only ones of these (default: all)")
     parser.add_argument("-o", "--out", required=True, metavar="OUT", help="folder for the tables and pictures")
     parser.add_argument("--reference", metavar="JSON", help="published shape statistics to compare all tumours with")
     parser.add_argument("--limit", type=int, default=24, help="simulated patients whose images are measured (24)")

@@ -44,7 +44,9 @@ def side_by_side(real: Sequence[Case], simulated: Sequence[Case], source: str = 
     panels, rows = len(sequences) + 1, max(len(real), len(simulated))
     fig = Figure(figsize=(2.5 * panels, 1.52 * rows + 1.0), dpi=110)
     fig.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0))
-    for side, title, cases in zip(fig.subfigures(1, 2), ("real", "simulated"), (real, simulated), strict=True):
+    for side, title, cases in zip(
+        fig.subfigures(1, 2, wspace=0.03), ("real", "simulated"), (real, simulated), strict=True
+    ):
         side.suptitle(title)
         grid = side.subplots(rows, panels, squeeze=False)
         for ax, name in zip(grid[0], [*map(label, sequences), "truth"], strict=True):

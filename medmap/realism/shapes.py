@@ -83,7 +83,8 @@ def sphericity(mask: NDArray[np.bool_], spacing_mm: Sequence[SupportsFloat] | ND
     ψ = π^⅓ (6 V)^⅔ / A,   A = ⅔ Σ areas of the voxel faces between inside and outside
 
     V: volume, mm³. Faces of a smooth surface that looks every way add up to 3/2 of its area, hence ⅔ (so a box, which
-    looks six ways only, comes out too round). It depends on the voxels: rough borders have more faces on a finer grid.
+    looks six ways only, comes out too round). It depends on the voxels: rough borders have more faces on a finer
+    grid (0.03 to 0.06 less at 1 mm than after majority votes at 2 mm on two gliomas).
     NaN for an empty mask.
 
     >>> x = np.arange(-20, 21)

@@ -45,8 +45,9 @@ def tell_apart(
     real_of, simulated_of: the patient of each row; rows of one patient are held out together and their scores averaged
 
     Features are standardised, undefined ones take the training mean. Ridge: half the squared weights. Five folds over
-    patients, each with its share of both kinds, drawn five times; a patient's score is the mean of what the networks
-    of its held-out folds say. AUC = P(score of a simulated > score of a real patient), ties count a half.
+    patients, each with its share of both kinds, drawn five times; a patient's score is the mean log-odds of the fits
+    that did not see it. AUC = P(score of a simulated > score of a real patient), ties count a half. Where nothing
+    differs and there are few patients it falls below 0.5, for who is held out is missing from the mean of his kind.
 
     >>> rng = np.random.default_rng(0)
     >>> tell_apart(rng.normal(0, 1, (20, 2)), rng.normal(9, 1, (20, 2)), ["a", "b"]).auc

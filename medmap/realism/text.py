@@ -39,7 +39,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _range(values: tuple[float, float, float]) -> str:
-    low, middle, high = (number(v) for v in values)
+    digits = 3 if max(map(abs, values)) < 0.1 else 2
+    low, middle, high = (number(v, digits) for v in values)
     return f"{middle} ({low} … {high})"
 
 

@@ -32,6 +32,8 @@ GAIN_MM = 25.0
 SURE = 0.7
 """A voxel is given to white or grey matter of at least this posterior probability."""
 ROUNDS, STEPS, SAMPLE = 4, 15, 30_000
+BRIGHTEST = 99.5
+"""Percentile on t2w, of what is darker than the median on T1, that is taken for pure fluid: ventricles may be small."""
 FLUID_FROM, SOLID_TO = 0.5, 0.35
 """On the way from tissue (0) to the fluid's extreme (1): what is beyond the first is fluid, up to the second solid."""
 
@@ -55,11 +57,12 @@ def find_tissues(case: Case) -> Tissues:
 
     Sequences: t1n (else t1c), t2w and t2f, as far as they are there, each divided by its median and by its gain.
 
-    Fluid is more than half-way from the median to the extreme, towards dark (2nd percentile) on T1 and towards bright
-    on t2w (99.5th percentile of what is dark on T1), and not brighter than the median on t2f. Solid tissue is at most
-    a third on that way. It is parted by two Gaussians of one covariance, halves to begin with (white: brighter on T1,
-    darker on t2w and t2f), as `part_in_two` fits them. The gain is the smoothed log-ratio of the image and the mean of
-    the voxel's class, over grey and white matter. All this is repeated while the gain settles.
+    Fluid is more than half-way from the median to pure fluid: brighter on t2w, whose extreme is taken for pure, and
+    darker on T1, where pure is the lower quartile of what is bright on t2w; on t2f it is darker than the median. Solid
+    tissue is at most a third on that way on t2w and not far from the median on the others. It is parted by two
+    Gaussians of one covariance, halves to begin with (white: brighter on T1, darker on t2w and t2f), as `part_in_two`
+    fits them. The gain is the smoothed log-ratio of the image and the mean of the voxel's class, over grey and white
+    matter. All this is repeated while the gain settles.
 
     Raises InputError without one of t1n, t1c and one of t2w, t2f.
     """
@@ -88,7 +91,7 @@ def part_in_two(table: Table, first: Mask) -> tuple[Table, Table]:
 
     >>> cloud = np.concatenate([np.random.default_rng(0).normal(m, 0.1, (500, 2)) for m in (0.0, 1.0)])
     >>> share, means = part_in_two(cloud, cloud[:, 0] < 0.3)
-    >>> bool((share[:500] > 0.9).all()), means.round(1).tolist()
+    >>> bool((share[:500] > 0.9).all()), (means.round(1) + 0.0).tolist()
     (True, [[0.0, 0.0], [1.0, 1.0]])
     """
     step = max(1, len(table) // SAMPLE)
@@ -133,20 +136,21 @@ def _healthy(case: Case, names: list[str]) -> Mask:
 
 def _wet_and_dry(table: Table, names: list[str]) -> tuple[Mask, Mask]:
     """Bool[N] fluid, Bool[N] solid tissue."""
-    t1 = table[:, 0]
-    dark, middle = np.percentile(t1, (2, 50))
-    on_t1 = (middle - t1) / max(middle - dark, 1e-6)
-    fluid, solid = on_t1 > FLUID_FROM, np.abs(on_t1) < 0.6
+    t1, middle = table[:, 0], float(np.median(table[:, 0]))
+    dark = float(np.percentile(t1, 0.5))
+    fluid, solid = np.ones(len(t1), bool), np.ones(len(t1), bool)
     if "t2w" in names:
-        t2w = table[:, names.index("t2w")]
-        middle, bright = np.median(t2w), np.percentile(t2w[on_t1 > FLUID_FROM], 99.5)
-        on_t2w = (t2w - middle) / max(bright - middle, 1e-6)
-        fluid, solid = fluid & (on_t2w > FLUID_FROM), solid & (on_t2w < SOLID_TO) & (t2w > 0.5 * middle)
+        t2w, below = table[:, names.index("t2w")], t1 < middle
+        tissue, bright = np.median(t2w), np.percentile(t2w[below], BRIGHTEST)
+        on_t2w = (t2w - tissue) / max(bright - tissue, 1e-6)
+        dark = float(np.percentile(t1[below & (on_t2w > FLUID_FROM)], 25))
+        fluid, solid = on_t2w > FLUID_FROM, (on_t2w < SOLID_TO) & (t2w > 0.5 * tissue)
     if "t2f" in names:
         t2f = table[:, names.index("t2f")]
-        low, middle, high = np.percentile(t2f, (25, 50, 75))
-        fluid, solid = fluid & (t2f < middle), solid & (np.abs(t2f - middle) < 3 * (high - low))
-    return fluid, solid
+        low, tissue, high = np.percentile(t2f, (25, 50, 75))
+        fluid, solid = fluid & (t2f < tissue), solid & (np.abs(t2f - tissue) < 3 * (high - low))
+    on_t1 = (middle - t1) / max(middle - dark, 1e-6)
+    return fluid & (on_t1 > FLUID_FROM), solid & (np.abs(on_t1) < 0.7)
 
 
 def _white_first(table: Table, names: list[str]) -> Mask:
