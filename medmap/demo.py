@@ -18,7 +18,7 @@ from medmap.data.layouts import CaseFiles, DataFolder, recognise
 from medmap.data.store import Store, write_store
 from medmap.evaluate import evaluate
 from medmap.exhibits import write_exhibits
-from medmap.phantom import write_phantoms
+from medmap.phantom import Settings, write_phantoms
 from medmap.predict import Predictor
 from medmap.report import write_report
 from medmap.run import CARD, SPLITS, is_finished
@@ -76,7 +76,7 @@ def run(
         on_line(f"[{time.perf_counter() - began:5.0f} s] {text}")
 
     say(f"medmap simulate: {patients} phantoms, four sequences, {spacing_mm:g} mm")
-    write_phantoms(out / "phantoms", patients, SEED, spacing_mm=spacing_mm)
+    write_phantoms(out / "phantoms", patients, SEED, Settings(spacing_mm=spacing_mm))
     say("medmap prepare: each sequence on its own brain box, z-scored inside its own brain")
     folder = recognise(out / "phantoms")
     write_store(folder, out / "store")

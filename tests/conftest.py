@@ -29,10 +29,10 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of three simulated patients at 4 mm, all four sequences. Read only."""
-    from medmap.phantom import write_phantoms
+    from medmap.phantom import Settings, write_phantoms
 
     root = tmp_path_factory.mktemp("tiny") / "phantoms"
-    write_phantoms(root, 3, 0, spacing_mm=4.0)
+    write_phantoms(root, 3, 0, Settings(spacing_mm=4.0))
     return root
 
 

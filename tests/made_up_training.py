@@ -17,7 +17,7 @@ from medmap.checkpoint import read_tensors
 from medmap.config import Config, parse_config
 from medmap.data.layouts import recognise
 from medmap.data.store import Store, write_store
-from medmap.phantom import write_phantoms
+from medmap.phantom import Settings, write_phantoms
 from medmap.run import checkpoint_folder, read_log
 
 THREE = ["t1c", "t2w", "t2f"]
@@ -37,7 +37,7 @@ def quick_and_exact() -> Iterator[None]:
 
 def patients(root: Path, count: int, seed: int, missing: float = 0.0) -> Store:
     """A store of phantoms."""
-    write_phantoms(root / "raw", count, seed=seed, spacing_mm=4.0, missing=missing)
+    write_phantoms(root / "raw", count, seed, Settings(spacing_mm=4.0), missing=missing)
     write_store(recognise(root / "raw"), root / "store")
     return Store(root / "store")
 

@@ -23,7 +23,7 @@ from medmap.core.metrics import postprocess
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.data.preprocess import prepare_case, restore
 from medmap.errors import CheckpointError, InputError
-from medmap.phantom import simulate
+from medmap.phantom import Settings, simulate
 from medmap.predict import Predictor, SubsetAnswer, answer_subsets, network_device, resolve_device, resolve_precision
 from medmap.run import ModelCard, write_run
 
@@ -78,7 +78,7 @@ def prepared() -> Prepared:
 
 @pytest.fixture(scope="module")
 def phantom() -> Case:
-    return simulate(3, spacing_mm=4.0)
+    return simulate(3, Settings(spacing_mm=4.0))
 
 
 def answers(network: AlignedSegmenter, patient: Prepared, subsets: list[ModalitySet], **how: Any) -> list[SubsetAnswer]:

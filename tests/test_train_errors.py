@@ -31,7 +31,7 @@ from medmap.core.modality import ModalitySet
 from medmap.data.layouts import recognise
 from medmap.data.store import Store, write_store
 from medmap.errors import CheckpointError, ConfigError, DivergenceError, InputError
-from medmap.phantom import write_phantoms
+from medmap.phantom import Settings, write_phantoms
 from medmap.run import ModelCard, read_run, write_run
 from medmap.train import fit
 
@@ -214,7 +214,7 @@ def test_a_patch_must_suit_the_networks_stride(store: Store, tmp_path: Path, pat
 
 
 def test_data_without_segmentations_cannot_teach(tmp_path: Path) -> None:
-    ids = write_phantoms(tmp_path / "raw", 2, seed=0, spacing_mm=4.0)
+    ids = write_phantoms(tmp_path / "raw", 2, 0, Settings(spacing_mm=4.0))
     for case in ids:
         (tmp_path / "raw" / case / f"{case}-seg.nii.gz").unlink()
     write_store(recognise(tmp_path / "raw"), tmp_path / "store")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medmap.cli import beforehand, console
-from medmap.cli.options import Deep, DryRun, Json, Labels, Modalities, Spacing
+from medmap.cli.options import Deep, DryRun, Json, Labels, Spacing
 from medmap.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,29 +42,44 @@ def simulate(
     count: Annotated[int, typer.Option("-n", "--number", min=1, metavar="N", help="Number of patients.")],
     seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="The same patients for the same seed.")] = 0,
     spacing: Annotated[float, typer.Option("--spacing", metavar="MM", help="Edge of the voxels, 1 to 4.")] = 2.0,
+    modalities: Annotated[
+        str, typer.Option("--modalities", metavar="A+B", help="Any of t1n t1c t2w t2f pd t2star dwi adc.")
+    ] = "t1n+t1c+t2w+t2f",
+    mode: Annotated[
+        str, typer.Option("--mode", metavar="MODE", help="physical, randomised, or the weight of randomised, 0 to 1.")
+    ] = "physical",
+    noise: Annotated[float, typer.Option("--noise", metavar="S", help="Its sigma; white matter's signal is 1.")] = 0.02,
+    correlation: Annotated[
+        float, typer.Option("--noise-correlation", metavar="R", help="Of the noise of any two sequences, 0 to 1.")
+    ] = 0.0,
+    operated: Annotated[
+        float, typer.Option("--operated", metavar="P", help="Share of patients with a resection cavity, 0 to 1.")
+    ] = 0.0,
     missing: Annotated[
         float, typer.Option("--missing", metavar="P", min=0, max=1, help="Probability that a sequence does not exist.")
     ] = 0.0,
-    modalities: Modalities = "t1n+t1c+t2w+t2f",
     json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Make up patients with a glioma, as BraTS 2023 lays them out."""
+    """Make up patients with a glioma, as BraTS 2023 lays them out. Goes on where it was interrupted."""
     console.MANNER.json = json
-    from medmap.core.modality import GLIOMA_MRI
-    from medmap.phantom import write_phantoms
-    from medmap.phantom.simulate import check_request
+    from medmap.core.modality import ModalitySet
+    from medmap.phantom import Settings, write_phantoms
 
-    wanted = GLIOMA_MRI.parse(modalities)
-    check_request(wanted, spacing, 0.03)
+    wanted = ModalitySet(tuple(name for name in modalities.replace(",", "+").split("+") if name.strip()))
+    settings = Settings(
+        wanted,
+        spacing_mm=spacing,
+        noise=noise,
+        noise_correlation=correlation,
+        randomised=_weight(mode),
+        operated=operated,
+    )
     beforehand.writable(out, "patients")
-    beforehand.room(out, int(count * (len(wanted) + 0.1) * 10e6 / spacing**3), f"{count} patients")
     ids: list[str] = []
     if not dry_run:
         with console.progress("simulating") as tell:
-            ids = write_phantoms(
-                out, count, seed, modalities=wanted, spacing_mm=spacing, missing=missing, on_progress=tell
-            )
+            ids = write_phantoms(out, count, seed, settings, missing=missing, on_progress=tell)
     if json:
         console.answer_json({"out": str(out), "dry_run": dry_run, "count": count, "ids": ids})
         return
@@ -72,6 +87,17 @@ def simulate(
     console.answer(f"would write {what} into {out}" if dry_run else f"{out}: {what}, {ids[0]} to {ids[-1]}")
     if not dry_run:
         console.say(f"next: medmap check {out}, or medmap prepare {out} -o STORE")
+
+
+def _weight(mode: str) -> float:
+    """Weight of the randomised mode."""
+    named = {"physical": 0.0, "randomised": 1.0}
+    try:
+        return named[mode] if mode in named else float(mode)
+    except ValueError:
+        raise InputError(
+            f"--mode: found {mode!r}; expected physical, randomised, or the weight of randomised from 0 to 1"
+        ) from None
 
 
 def prepare(

@@ -1,250 +1,186 @@
-"""A skull-stripped head without a template: ellipsoids and smooth random fields make cortex, ventricles and vessels.
-
-Space is in mm, RAS+, with the origin in the middle of the brain. Every shape is a depth in mm (positive inside), so
-partial volume follows from depth and voxel size, and one patient looks alike on any grid.
-"""
+"""A healthy head: how it deforms the atlas, and which tissues it has at any points."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
-from medmap.core.box import Index3
-from medmap.core.case import Grid
+from medmap.phantom.atlas import CENTRE_MM, MAPS, load_atlas
+from medmap.phantom.space import Lattice, onto, per_patient, sample, smooth_field
 
-Volume = NDArray[np.float32]
-Point = tuple[float, float, float]
+WARP_MM = 4.0
+"""Spacing of the lattice on which a head's deformation is kept."""
 
-REACH_MM = 132.0
-"""Half the edge of the cube in which random fields exist; every field of view lies inside it."""
+WARP_SHAPE = (42, 50, 42)
+
+BEND_SCALES_MM = (42.0, 18.0)
+"""The deformation is the sum of a slow one, which makes heads differ in shape, and a faster one, which moves sulci."""
 
 
 @dataclass(frozen=True)
 class Head:
     """What differs between two healthy heads.
 
-    size:      scale of the brain along x, y, z, about 1
-    cortex_mm: thickness of the grey-matter ribbon
-    sulcus_mm: width of the fluid between gyri
-    ventricle: scale of the ventricles' width, about 1
-    warp_mm:   standard deviation of the smooth deformation that makes left and right differ
+    size:           scale along x, y, z relative to the atlas, whose brain is larger than most
+    turn_rad:       rotation about x, y, z, left over from registration
+    bend_mm:        standard deviation of the velocity of the slow and the fast deformation
+    ventricle_mm:   how much farther out the ventricles' walls lie
+    atrophy:        0 … 2: how much of the cortex has given way to fluid
+    myelin:         share of white matter in what the atlas calls cortex: its lower layers are full of fibres
+    crispness:      1: tissue borders as blurred as in the average of 152 heads; above: sharper
+    strip_mm, strip_rough_mm: depth at which skull-stripping cut, and its standard deviation along the surface
     """
 
-    size: Point
-    cortex_mm: float
-    sulcus_mm: float
-    ventricle: float
-    warp_mm: float
+    size: tuple[float, float, float]
+    turn_rad: tuple[float, float, float]
+    bend_mm: tuple[float, float]
+    ventricle_mm: float
+    atrophy: float
+    myelin: float
+    crispness: float
+    strip_mm: float
+    strip_rough_mm: float
 
 
 @dataclass(frozen=True)
+class Mass:
+    """What pushes tissue aside: a ball of new tissue, one per patient.
+
+    centre_mm: Float[B 3]; added_ml: Float[B], its volume
+    """
+
+    centre_mm: Tensor
+    added_ml: Tensor
+
+
 class Anatomy:
-    """A healthy head on a grid.
+    """The heads of B patients: a map from their space to the atlas. Values are asked for at any lattice.
 
-    fractions:    {tissue: Float32[X Y Z]}, the share of each voxel; they sum to 1 inside the brain and to 0 outside
-    brain:        Bool[X Y Z], what skull-stripping leaves
-    depth_mm:     Float32[X Y Z], depth below the cerebrum's hull; negative in the cerebellum and brain stem
-    ventricle_mm: Float32[X Y Z], distance from the ventricles' wall; negative inside them
+    heads: what was drawn; generators: one per patient, for the deformation's random fields
     """
 
-    fractions: Mapping[str, Volume]
-    brain: NDArray[np.bool_]
-    depth_mm: Volume
-    ventricle_mm: Volume
+    def __init__(
+        self, heads: Sequence[Head], generators: Sequence[np.random.Generator], device: torch.device | str = "cpu"
+    ) -> None:
+        self.heads = tuple(heads)
+        self.lattice = Lattice.centred(WARP_SHAPE, WARP_MM, device)
+        bend = [smooth_field(self.lattice, scale, generators, channels=3) for scale in BEND_SCALES_MM]
+        spread = per_patient([h.bend_mm for h in heads], bend[0])
+        velocity = spread[:, :1] * bend[0] + spread[:, 1:] * bend[1]
+        self._displacement = _integrated(velocity, self.lattice)
+        self._atlas_mm = self._into_atlas(self.lattice.points())
 
+    def pushed_by(self, mass: Mass) -> Anatomy:
+        """The same heads after something has grown in them.
 
-def centred_grid(shape: Index3, spacing_mm: float) -> Grid:
-    """A RAS+ grid with isotropic voxels whose middle is the origin.
+        Tissue is incompressible: what was at distance r₀ of the centre is now at r with r³ = r₀³ + s³, where
+        4π s³/3 is the added volume. Within 20 mm of the skull, which does not yield, the shift fades.
+        """
+        other = object.__new__(Anatomy)
+        other.heads, other.lattice, other._displacement = self.heads, self.lattice, self._displacement
+        points = self.lattice.points()
+        offset = points - mass.centre_mm[:, :, None, None, None]
+        radius = offset.norm(dim=1, keepdim=True).clamp(min=1e-3)
+        added = (mass.added_ml * 1000 * 3 / (4 * torch.pi))[:, None, None, None, None]
+        before = (radius**3 - added).clamp(min=0).pow(1 / 3)
+        # in the middle of the new tissue there was nothing: all of it comes from near the centre
+        before = torch.maximum(before, 0.3 * radius)
+        yields = (self.at(self.lattice)["depth"] / 20).clamp(0, 1)
+        other._atlas_mm = self._into_atlas(points + yields * (before / radius - 1) * offset)
+        return other
 
-    >>> centred_grid((3, 3, 3), 2.0).affine[:3, 3].tolist()
-    [-2.0, -2.0, -2.0]
-    """
-    affine = np.eye(4)
-    affine[:3, :3] *= spacing_mm
-    affine[:3, 3] = -spacing_mm * (np.array(shape) - 1) / 2
-    return Grid(shape, affine)
+    def atlas_mm(self, lattice: Lattice) -> Float[Tensor, "B 3 X Y Z"]:
+        """Where the lattice's points lie in the atlas, in MNI mm."""
+        return onto(self._atlas_mm, self.lattice, lattice)
 
+    def at(self, lattice: Lattice) -> dict[str, Float[Tensor, "B 1 X Y Z"]]:
+        """The atlas' maps at a lattice's points, averaged over its voxels; see `medmap.phantom.atlas.MAPS`."""
+        atlas = load_atlas(lattice.spacing_mm, lattice.start_mm.device)
+        values = sample(atlas.maps, atlas.lattice, self.atlas_mm(lattice))
+        return dict(zip(MAPS, values.split(1, dim=1), strict=True))
 
-def axes_mm(grid: Grid) -> tuple[Volume, Volume, Volume]:
-    """Voxel centres along x, y, z in mm, shaped to broadcast: [X 1 1], [1 Y 1], [1 1 Z]."""
-    lines = [grid.affine[a, a] * np.arange(n) + grid.affine[a, 3] for a, n in enumerate(grid.shape)]
-    x, y, z = (line.astype(np.float32) for line in lines)
-    return x[:, None, None], y[None, :, None], z[None, None, :]
+    def tissues(self, maps: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "B 1 X Y Z"]]:
+        """Shares of white, cortex, deep and csf from the atlas' maps; they sum to 1."""
+        crispness = per_patient([h.crispness for h in self.heads], maps["white"])
+        atrophy = per_patient([h.atrophy for h in self.heads], maps["white"])
+        solid = {name: maps[name].clamp(min=0) for name in ("white", "cortex", "deep")}
+        inner = maps["ventricle"].clamp(0, 1)
+        sulcal = (1 - inner - sum(solid.values())).clamp(0, 1).pow(1 / (1 + atrophy))
+        sharp = {name: share.pow(crispness) for name, share in solid.items()}
+        fluid = inner.pow(crispness) + sulcal.pow(crispness)
+        whole = fluid + sum(sharp.values()) + 1e-6
+        fibres = per_patient([h.myelin for h in self.heads], maps["white"]) * sharp["cortex"]
+        return {
+            "white": (sharp["white"] + fibres) / whole,
+            "cortex": (sharp["cortex"] - fibres) / whole,
+            "deep": sharp["deep"] / whole,
+            "csf": fluid / whole,
+        }
 
+    def brain(
+        self, maps: Mapping[str, Tensor], lattice: Lattice, generators: Sequence[np.random.Generator]
+    ) -> Bool[Tensor, "B 1 X Y Z"]:
+        """What skull-stripping leaves."""
+        cut = per_patient([h.strip_mm for h in self.heads], maps["depth"])
+        rough = per_patient([h.strip_rough_mm for h in self.heads], maps["depth"])
+        return maps["depth"] > (cut + rough * smooth_field(lattice, 12.0, generators)).clamp(min=-2)
 
-def smooth_field(grid: Grid, scale_mm: float, generator: np.random.Generator) -> Volume:
-    """A random field of mean 0 and variance about 1 that changes over ``scale_mm``: white noise on a lattice of that
-    spacing, interpolated by cubic B-splines. The lattice is fixed in space, so the field does not depend on the grid.
-
-    >>> grid = centred_grid((9, 9, 9), 4.0)
-    >>> smooth_field(grid, 20.0, np.random.default_rng(0)).shape
-    (9, 9, 9)
-    """
-    nodes = int(np.ceil(2 * REACH_MM / scale_mm)) + 4
-    noise = generator.standard_normal((nodes, nodes, nodes), dtype=np.float32)
-    along_x, along_y, along_z = (_spline_weights(line.ravel(), scale_mm, nodes) for line in axes_mm(grid))
-    smooth: Volume = along_y @ np.tensordot(along_x, noise, axes=1) @ along_z.T
-    # 151/315 is the mean over a cell of the sum of squared cubic B-spline weights
-    return smooth * np.float32((315 / 151) ** 1.5)
-
-
-def _spline_weights(line_mm: Volume, scale_mm: float, nodes: int) -> Volume:
-    where = (line_mm + REACH_MM) / scale_mm + 1.0
-    away = np.abs(where[:, None] - np.arange(nodes, dtype=np.float32)[None, :])
-    inner = 2 / 3 - away**2 * (1 - away / 2)
-    outer = np.clip(2 - away, 0, None) ** 3 / 6
-    weights: Volume = np.where(away < 1, inner, outer).astype(np.float32)
-    return weights
+    def _into_atlas(self, points: Float[Tensor, "B 3 X Y Z"]) -> Float[Tensor, "B 3 X Y Z"]:
+        size = per_patient([h.size for h in self.heads], points)
+        straight = torch.einsum("bij,bjxyz->bixyz", _rotation([h.turn_rad for h in self.heads], points), points) / size
+        centre = torch.tensor(CENTRE_MM, device=points.device)[:, None, None, None]
+        bent = straight + sample(self._displacement, self.lattice, straight) + centre
+        atlas = load_atlas(2.0, points.device)
+        wider = per_patient([h.ventricle_mm for h in self.heads], points)
+        return bent - wider * sample(atlas.outward, atlas.lattice, bent)
 
 
 def draw_head(generator: np.random.Generator) -> Head:
-    """A random head."""
-    # bounded, so that every head fits the field of view
-    x, y, z = np.clip(generator.normal(1.0, 0.03) * generator.normal(1.0, 0.02, 3), 0.92, 1.06)
+    """A random head of an adult."""
+    common = generator.normal(0.93, 0.03)
+    x, y, z = np.clip(common * generator.normal(1.0, 0.02, 3), 0.84, 1.02).tolist()
+    turn = np.clip(generator.normal(0.0, np.deg2rad(2.5), 3), -0.12, 0.12).tolist()
+    age = generator.random()
     return Head(
-        size=(float(x), float(y), float(z)),
-        cortex_mm=float(generator.uniform(2.4, 3.4)),
-        sulcus_mm=float(generator.uniform(0.6, 2.6)),
-        ventricle=float(np.exp(generator.normal(0.0, 0.25))),
-        warp_mm=float(generator.uniform(1.5, 3.0)),
+        size=(x, y, z),
+        turn_rad=(turn[0], turn[1], turn[2]),
+        bend_mm=(float(generator.uniform(1.5, 3.5)), float(generator.uniform(0.5, 1.6))),
+        ventricle_mm=float(np.clip(-0.5 + 4.0 * age + generator.normal(0, 1.0), -1.5, 6.0)),
+        atrophy=float(np.clip(1.2 * age + generator.normal(0, 0.3), 0.0, 2.0)),
+        myelin=float(generator.uniform(0.1, 0.5)),
+        crispness=float(generator.uniform(1.0, 2.5)),
+        strip_mm=float(generator.uniform(0.0, 2.5)),
+        strip_rough_mm=float(generator.uniform(0.2, 1.5)),
     )
 
 
-def build_anatomy(head: Head, grid: Grid, generator: np.random.Generator) -> Anatomy:
-    """The head's tissues on a grid.
+def _integrated(velocity: Float[Tensor, "B 3 X Y Z"], lattice: Lattice, squarings: int = 5) -> Tensor:
+    """Displacement after time 1 of a steady flow, by scaling and squaring: smooth and without folds.
 
-    head: as drawn; grid: isotropic RAS+; generator: draws the folds and the deformation.
+    Source: Arsigny et al., A Log-Euclidean framework for statistics on diffeomorphisms, MICCAI 2006.
     """
-    x, y, z = _warped(head, grid, generator)
-    soft_mm = max(1.0, grid.spacing_mm[0])
-    fold = smooth_field(grid, 6.5, generator) * 6.5
-    branch = smooth_field(grid, 16.0, generator) * 16.0
-    cerebrum = _cerebrum(x, y, z)
-    cerebellum = _ellipsoid(x, y, z, (0, -46, -42), (50, 32, 24))
-    stem = 12 - _capsule(x, y, z, (0, -13, -20), (0, -20, -54))
-    ventricle = _ventricles(x, y, z, head.ventricle)
-
-    rim_mm = np.clip(0.5 * head.sulcus_mm + 0.06 * branch, 0, 3)
-    gyri = np.minimum(cerebrum - rim_mm, _sulci(fold, branch, cerebrum) - head.sulcus_mm / 2)
-    gyri = np.minimum(gyri, _fissure(x, y, z) - 0.8)
-    folia = np.minimum(cerebellum - 1.0, np.abs(fold) * 0.8 + cerebellum * 0.12)
-    pial = np.maximum(np.maximum(gyri, folia), stem * 6)
-    brain = np.maximum(np.maximum(cerebrum, cerebellum), stem) > 0
-
-    tissue = _ramp(np.minimum(pial, ventricle), soft_mm)
-    deep = _deep_grey(x, y, z, soft_mm) * _ramp(ventricle - 2.5, soft_mm)
-    grey = np.maximum(_ramp(head.cortex_mm - pial, soft_mm), 0.7 * deep)
-    vessel = (1 - tissue) * _vessels(x, fold, branch, cerebrum, soft_mm) * _ramp(ventricle, soft_mm)
-    fractions = {
-        "white": tissue * (1 - grey),
-        "grey": tissue * grey,
-        "blood": vessel,
-        "csf": 1 - tissue - vessel,
-    }
-    inside = brain.astype(np.float32)
-    return Anatomy({name: share * inside for name, share in fractions.items()}, brain, cerebrum, ventricle)
+    displacement = velocity / 2**squarings
+    points = lattice.points()
+    for _ in range(squarings):
+        displacement = displacement + sample(displacement, lattice, points + displacement)
+    return displacement
 
 
-def _warped(head: Head, grid: Grid, generator: np.random.Generator) -> list[Volume]:
-    return [
-        line / np.float32(scale) + np.float32(head.warp_mm) * smooth_field(grid, 38.0, generator)
-        for line, scale in zip(axes_mm(grid), head.size, strict=True)
-    ]
-
-
-def _ramp(depth_mm: Volume, width_mm: float) -> Volume:
-    """Share of a voxel of that width that lies inside a surface at that depth."""
-    share: Volume = np.clip(depth_mm / np.float32(width_mm) + np.float32(0.5), 0, 1)
-    return share
-
-
-def _ellipsoid(
-    x: Volume, y: Volume, z: Volume, centre: Point, axes: tuple[Volume | float, float, Volume | float]
-) -> Volume:
-    u, v, w = ((line - np.float32(c)) / a for line, c, a in zip((x, y, z), centre, axes, strict=True))
-    squared = u * u + v * v + w * w
-    slope = np.sqrt((u / axes[0]) ** 2 + (v / axes[1]) ** 2 + (w / axes[2]) ** 2)
-    # first-order distance to the level set |u| = 1
-    depth: Volume = ((1 - squared) / (2 * slope + np.float32(1e-2))).astype(np.float32)
-    return depth
-
-
-def _cerebrum(x: Volume, y: Volume, z: Volume) -> Volume:
-    width = 66 * (1 - np.float32(0.0013) * y)  # broader behind than in front
-    height = np.where(z > 4, np.float32(63), np.float32(46))
-    return _ellipsoid(x, y, z, (0, 0, 4), (width, 82, height))
-
-
-def _capsule(x: Volume, y: Volume, z: Volume, start: Point, stop: Point) -> Volume:
-    """Distance from the segment between two points."""
-    sx, sy, sz = start
-    dx, dy, dz = (np.float32(b - a) for a, b in zip(start, stop, strict=True))
-    u, v, w = x - np.float32(sx), y - np.float32(sy), z - np.float32(sz)
-    along = np.clip((u * dx + v * dy + w * dz) / (dx * dx + dy * dy + dz * dz), 0, 1)
-    distance: Volume = np.sqrt((u - along * dx) ** 2 + (v - along * dy) ** 2 + (w - along * dz) ** 2)
-    return distance
-
-
-def _ventricles(x: Volume, y: Volume, z: Volume, scale: float) -> Volume:
-    side = np.abs(x)
-    walls = [_capsule(side, y, z, a, b) - np.float32(scale * radius) for (a, radius), (b, _) in pairwise(_HORNS)]
-    walls.append(np.maximum(side - 1.8 * scale, _capsule(side, y, z, (0, 12, -4), (0, -6, -2)) - 8))
-    walls.append(_capsule(side, y, z, (0, -24, -36), (0, -27, -50)) - np.float32(3 * scale))
-    return _smallest(walls)
-
-
-def _smallest(volumes: Iterable[Volume]) -> Volume:
-    first, *rest = volumes
-    for volume in rest:
-        first = np.minimum(first, volume)
-    return first
-
-
-def _sulci(fold: Volume, branch: Volume, depth: Volume) -> Volume:
-    """Distance from the sheets where a random field is zero; the sheets end 10 to 22 mm below the hull."""
-    bottom = np.clip(depth - (16 + branch * np.float32(0.35)), 0, None)
-    distance: Volume = np.hypot(fold * np.float32(0.85), bottom)
-    return distance
-
-
-def _fissure(x: Volume, y: Volume, z: Volume) -> Volume:
-    """Distance from the plane between the hemispheres, which the corpus callosum bridges in the middle."""
-    bridge = np.clip(_ellipsoid(x, y, z, (0, 0, -6), (80, 52, 34)), 0, None)
-    distance: Volume = np.hypot(x, bridge)
-    return distance
-
-
-def _deep_grey(x: Volume, y: Volume, z: Volume, soft_mm: float) -> Volume:
-    side = np.abs(x)
-    share: Volume = np.zeros(np.broadcast_shapes(x.shape, y.shape, z.shape), np.float32)
-    for centre, axes in _NUCLEI:
-        share = np.maximum(share, _ramp(_ellipsoid(side, y, z, centre, axes), soft_mm))
-    return share
-
-
-def _vessels(x: Volume, fold: Volume, branch: Volume, depth: Volume, soft_mm: float) -> Volume:
-    """Cortical veins, curves on the sulcal sheets, and the sinus along the top of the fissure."""
-    vein = 1.3 - np.hypot(fold, branch * np.float32(0.35))
-    sinus = 2.6 - np.hypot(x, depth - 2)
-    return _ramp(np.maximum(vein, sinus), soft_mm) * (depth > -2)
-
-
-_HORNS: tuple[tuple[Point, float], ...] = (
-    ((12, 44, -2), 5.0),
-    ((10, 24, 13), 6.0),
-    ((15, -6, 17), 5.5),
-    ((25, -26, 7), 5.0),
-    ((27, -52, 1), 3.5),
-)
-"""Centre line of a lateral ventricle from front to back, and its radius from each point on, in mm."""
-
-_NUCLEI: tuple[tuple[Point, Point], ...] = (
-    ((12, -2, 0), (9, 14, 9)),  # thalamus
-    ((14, 28, 1), (6, 11, 10)),  # head of the caudate
-    ((27, 18, -5), (6, 16, 9)),  # putamen
-)
-"""Centre and half axes of the deep grey nuclei of one side, in mm."""
+def _rotation(angles: Sequence[tuple[float, float, float]], like: Tensor) -> Float[Tensor, "B 3 3"]:
+    """Rotation about x, then y, then z."""
+    turns = []
+    for angle in angles:
+        matrix = np.eye(3)
+        for axis, (cos, sin) in enumerate(zip(np.cos(angle), np.sin(angle), strict=True)):
+            turn = np.eye(3)
+            i, j = (axis + 1) % 3, (axis + 2) % 3
+            turn[i, i] = turn[j, j] = cos
+            turn[i, j], turn[j, i] = -sin, sin
+            matrix = turn @ matrix
+        turns.append(matrix)
+    return torch.tensor(np.stack(turns), dtype=like.dtype, device=like.device)

@@ -1,185 +1,192 @@
-"""One simulated patient's images: tissues on a grid, the signal of each, blur, noise, the coil's gain.
+"""Simulated patients' images: tissues on a grid, the signal of each, and what the scanner makes of it.
 
-First everything that is a number is drawn (`draw_patient`), then it is rendered here. Each part has its own stream of
-random numbers, so that one sequence does not depend on which others were asked for.
+First everything that is a number is drawn (`draw_patient`), then it is rendered here, for many patients at once and on
+any device. Each part has its own stream of random numbers, so that one sequence does not depend on which others were
+asked for, nor a patient on who else is in the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import astuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import ndimage
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
 
 from medmap.core.box import Index3
-from medmap.core.case import Case, Grid
-from medmap.core.modality import GLIOMA_MRI, ModalitySet
-from medmap.core.signal import (
-    TISSUES,
-    bias_field,
-    enhanced_t1,
-    inversion_recovery,
-    rician,
-    spin_echo,
-    spoiled_gradient_echo,
-)
+from medmap.core.case import Case
+from medmap.core.modality import ModalitySet
+from medmap.core.signal import bias_coefficients, complex_noise
 from medmap.errors import InputError
-from medmap.phantom.anatomy import Anatomy, Volume, build_anatomy, centred_grid, smooth_field
-from medmap.phantom.patient import Pathology, Patient, Scan, draw_patient, stream
-from medmap.phantom.tumour import CODES, grow_tumour
+from medmap.phantom.patient import Patient, draw_patient, organ_named, stream
+from medmap.phantom.scan import acquire, signals
+from medmap.phantom.space import Lattice, smooth_field
 
-FIELD_OF_VIEW_MM = (160.0, 192.0, 160.0)
-"""Every brain that is drawn lies inside this box."""
+TEXTURE_MM = 3.5
+"""Scale on which the signal of one tissue varies."""
 
 SPACING_MM = (1.0, 4.0)
 """Smallest and largest voxel that the anatomy makes sense on."""
 
 
-def simulate(
-    seed: int,
-    *,
-    modalities: ModalitySet = GLIOMA_MRI,
-    spacing_mm: float = 2.0,
-    shape: Index3 | None = None,
-    noise: float = 0.03,
-    id: str | None = None,
-) -> Case:
+@dataclass(frozen=True)
+class Settings:
+    """What all patients of a set have in common.
+
+    modalities:        any of those with a signal equation; the organ's usual ones where none are named
+    organ:             brain (with a glioma)
+    spacing_mm:        edge of the cubic voxels, 1 … 4
+    noise:             median over scans of σ of the complex noise, in units of the image's white-matter signal
+    noise_correlation: ρ between the complex noise of any two modalities, 0 … 1
+    randomised:        weight of the randomised mode: the share of scans with random contrast, 0 (physical) … 1
+    operated:          share of patients after surgery, with a resection cavity, 0 … 1
+
+    Raises InputError, by name, for what cannot be simulated.
+    """
+
+    modalities: ModalitySet | None = None
+    organ: str = "brain"
+    spacing_mm: float = 2.0
+    noise: float = 0.02
+    noise_correlation: float = 0.0
+    randomised: float = 0.0
+    operated: float = 0.0
+
+    def __post_init__(self) -> None:
+        sequences = organ_named(self.organ).sequences
+        unknown = [name for name in self.names if name not in sequences]
+        if unknown:
+            raise InputError(
+                f"modality {', '.join(unknown)}: no signal equation for it; expected any of {', '.join(sequences)}"
+            )
+        low, high = SPACING_MM
+        if not low <= self.spacing_mm <= high:
+            raise InputError(f"spacing: found {self.spacing_mm} mm; expected {low:g} to {high:g} mm")
+        if not 0 <= self.noise < np.inf:
+            raise InputError(
+                f"noise: found {self.noise}; expected 0 or more, in units of the white-matter signal (0.02 is usual)"
+            )
+        for name, what in (
+            ("noise_correlation", "a correlation"),
+            ("randomised", "a weight"),
+            ("operated", "a share of patients"),
+        ):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name}: found {getattr(self, name)}; expected {what} from 0 to 1")
+
+    @property
+    def names(self) -> ModalitySet:
+        """The modalities that are made."""
+        return self.modalities or ModalitySet(organ_named(self.organ).usual)
+
+
+PLAIN = Settings()
+
+
+class Rendered(NamedTuple):
+    """B patients on one grid: images Float[B M X Y Z], 0 outside what was scanned; labels UInt8; mask Bool."""
+
+    images: Float[Tensor, "B M X Y Z"]
+    labels: UInt8[Tensor, "B X Y Z"]
+    mask: Bool[Tensor, "B X Y Z"]
+
+
+def simulate(seed: int, settings: Settings = PLAIN, *, shape: Index3 | None = None, id: str | None = None) -> Case:
     """One patient with its truth, the same for the same arguments.
 
-    seed:       0 or more
-    modalities: any of t1n t1c t2w t2f; an image does not depend on which others are made, nor on their order
-    spacing_mm: edge of the cubic voxels, 1 … 4
-    shape:      X, Y, Z voxels; at least 160×192×160 mm; by default the next multiples of 8 above that
-    noise:      σ of the complex noise in units of each image's white-matter signal, before the coil's gain
-    id:         the case's name; PHANTOM-00007-000 for seed 7 by default
+    seed:     0 or more
+    settings: as for all patients of a set; an image does not depend on which others are made, nor on their order
+    shape:    X, Y, Z voxels; at least 160×192×160 mm; by default the next multiples of 8 above that
+    id:       the case's name; PHANTOM-00007-000 for seed 7 by default
 
     Images are whole numbers from 1 to 32767 inside the skull-stripped brain (Float32) and exactly 0 outside; a
-    sequence's slices may miss a few mm of the brain. Labels are UInt8 in the codes of BraTS 2023: 1 necrotic core,
-    2 oedema, 3 enhancing tumour.
+    sequence's slices may miss a few mm of the brain. Labels are UInt8 in the codes of BraTS 2023 (1 necrotic core,
+    2 oedema, 3 enhancing tumour), with 4 for a resection cavity as in 2024.
     Raises InputError for an impossible request.
 
-    >>> case = simulate(0, spacing_mm=4.0)
+    >>> case = simulate(0, Settings(spacing_mm=4.0))
     >>> case.id, case.grid.shape, sorted(case.images)
     ('PHANTOM-00000-000', (40, 48, 40), ['t1c', 't1n', 't2f', 't2w'])
     """
-    check_request(modalities, spacing_mm, noise)
-    patient = draw_patient(seed)
-    grid = centred_grid(_shape(shape, spacing_mm), spacing_mm)
-    anatomy = build_anatomy(patient.head, grid, stream(seed, "anatomy"))
-    labels = grow_tumour(patient.tumour, anatomy, grid, stream(seed, "growth"))
-    fractions = _with_tumour(patient.pathology, anatomy, labels, grid, stream(seed, "texture"))
-    images = {name: _image(patient, name, fractions, anatomy.brain, grid, noise) for name in modalities}
-    return Case(id or f"PHANTOM-{seed:05d}-000", images, grid.affine, labels)
+    lattice = grid_of(settings, shape)
+    rendered = render([patient_of(seed, settings)], settings, lattice)
+    affine = np.diag([settings.spacing_mm] * 3 + [1.0])
+    affine[:3, 3] = lattice.start_mm[0].numpy()
+    images = {name: image.numpy() for name, image in zip(settings.names, rendered.images[0], strict=True)}
+    return Case(id or f"PHANTOM-{seed:05d}-000", images, affine, rendered.labels[0].numpy())
 
 
-def check_request(modalities: ModalitySet, spacing_mm: float, noise: float) -> None:
-    """Raise InputError, by name, for what cannot be simulated."""
-    unknown = [name for name in modalities if name not in GLIOMA_MRI]
-    if unknown:
-        raise InputError(
-            f"modality {', '.join(unknown)}: no signal equation for it; expected any of {', '.join(GLIOMA_MRI)}"
-        )
-    low, high = SPACING_MM
-    if not low <= spacing_mm <= high:
-        raise InputError(f"spacing: found {spacing_mm} mm; expected {low:g} to {high:g} mm")
-    if not 0 <= noise < np.inf:
-        raise InputError(
-            f"noise: found {noise}; expected 0 or more, in units of the white-matter signal (0.03 is usual)"
-        )
+def patient_of(seed: int, settings: Settings) -> Patient:
+    """What is drawn for a seed; the settings decide only whether there was surgery."""
+    if seed < 0:
+        raise InputError(f"seed: found {seed}; expected a whole number of at least 0")
+    return draw_patient(seed, settings.organ, operated=bool(stream(seed, "surgery").random() < settings.operated))
 
 
-def _shape(shape: Index3 | None, spacing_mm: float) -> Index3:
-    need = [int(np.ceil(extent / spacing_mm)) for extent in FIELD_OF_VIEW_MM]
+def grid_of(settings: Settings, shape: Index3 | None = None, device: torch.device | str = "cpu") -> Lattice:
+    """The lattice that a set is rendered on. Raises InputError for a shape that is too small for a body."""
+    spacing_mm = settings.spacing_mm
+    need = [int(np.ceil(extent / spacing_mm)) for extent in organ_named(settings.organ).extent_mm]
     if shape is None:
         x, y, z = (-(-n // 8) * 8 for n in need)
-        return x, y, z
+        shape = (x, y, z)
     if any(n < least for n, least in zip(shape, need, strict=True)):
         raise InputError(
-            f"shape: found {shape} voxels of {spacing_mm:g} mm, too small for a head; "
+            f"shape: found {shape} voxels of {spacing_mm:g} mm, too small for a {settings.organ}; "
             f"expected at least {tuple(need)}, or a larger spacing"
         )
-    return shape
+    return Lattice.centred(shape, spacing_mm, device)
 
 
-def _with_tumour(
-    pathology: Pathology, anatomy: Anatomy, labels: NDArray[np.uint8], grid: Grid, generator: np.random.Generator
-) -> dict[str, Volume]:
-    """Tissue fractions with the tumour mixed in; ``enhancing`` is solid tumour that takes up contrast agent."""
-    rough = smooth_field(grid, 9.0, generator)
-    grain = smooth_field(grid, 5.0, generator)
-    edge_voxels = 1.3 / grid.spacing_mm[0]
-    necrotic, oedema, enhancing = (
-        ndimage.gaussian_filter((labels == CODES[name]).astype(np.float32), edge_voxels) * anatomy.brain
-        for name in ("ncr", "ed", "et")
+def render(patients: Sequence[Patient], settings: Settings, lattice: Lattice) -> Rendered:
+    """The images and labels of some patients, on the lattice's device."""
+    organ = organ_named(settings.organ)
+    streams = [{part: stream(patient.seed, part) for part in organ.built} for patient in patients]
+    body = organ.build([patient.body for patient in patients], lattice, streams)
+    images = torch.stack(
+        [
+            torch.stack(_images(patient, settings, fractions, mask, lattice))
+            for patient, fractions, mask in zip(patients, body.fractions, body.mask, strict=True)
+        ]
     )
-    solid = np.clip(pathology.solid + 0.18 * rough, 0, 1)
-    taken_up = np.clip(0.9 + 0.2 * grain, 0.25, 1.0)
-    wet = np.clip(_wetness(pathology, labels, grid) + 0.12 * rough + 0.06 * grain, 0.1, 1.0)
-    halo = np.clip((pathology.halo_mm * (1 + 0.5 * rough) - anatomy.ventricle_mm) / 3, 0, 0.6)
-    halo = halo * anatomy.fractions["white"]
-    swollen = np.maximum(oedema * wet, halo * (1 - necrotic - enhancing))
-    healthy = 1 - necrotic - enhancing - swollen
-    fractions = {tissue: share * healthy for tissue, share in anatomy.fractions.items()}
-    return fractions | {
-        "oedema": swollen,
-        "solid": necrotic * solid + enhancing * (1 - taken_up),
-        "enhancing": enhancing * taken_up,
-        "necrosis": necrotic * (1 - solid),
-    }
+    return Rendered(images, body.labels, body.mask)
 
 
-def _wetness(pathology: Pathology, labels: NDArray[np.uint8], grid: Grid) -> Volume:
-    """Share of oedema where there is some: highest deep inside the whole tumour, half at its edge."""
-    heart = ndimage.gaussian_filter((labels > 0).astype(np.float32), 5.0 / grid.spacing_mm[0])
-    wetness: Volume = pathology.oedema * (0.45 + 0.6 * heart)
-    return wetness
+def _images(
+    patient: Patient, settings: Settings, fractions: Float[Tensor, "T X Y Z"], mask: Tensor, lattice: Lattice
+) -> list[Float[Tensor, "X Y Z"]]:
+    device, organ = fractions.device, organ_named(settings.organ)
+    shared = torch_generator(patient.seed, "noise", device)
+    own = [torch_generator(patient.seed, f"noise {name}", device) for name in settings.names]
+    noise = complex_noise(lattice.shape, settings.noise_correlation, shared, own)
+    images = []
+    for name, grains in zip(settings.names, noise, strict=True):
+        scan = patient.scans[name]
+        pure = signals(scan, patient.field_t, patient.relaxation, patient.agent_mmol_l, settings.randomised)
+        unit = max(pure[tissue] for tissue in organ.reference)  # a scanner's own unit is arbitrary
+        strength = torch.tensor([pure[tissue] / unit for tissue in organ.tissues], device=device)
+        signal = torch.einsum("t,txyz->xyz", strength, fractions)
+        varied = smooth_field(lattice, TEXTURE_MM, [stream(patient.seed, f"texture {name}")])[0, 0]
+        signal = signal * (1 + scan.texture * varied)
+        coefficients = bias_coefficients(stream(patient.seed, f"bias {name}")).to(device)
+        image = acquire(scan, signal, lattice.spacing_mm, grains, settings.noise * scan.noise, coefficients)
+        image = (scan.gain * image).round().clamp(1, 32767)
+        images.append(image * (mask & _covered(mask, scan.uncovered_mm, lattice.spacing_mm)))
+    return images
 
 
-def _signals(patient: Patient, name: str) -> dict[str, float]:
-    """Signal of each pure tissue in a sequence."""
-    signals = {}
-    for tissue in (*TISSUES, "enhancing"):
-        base = "solid" if tissue == "enhancing" else tissue
-        pd, t1_s, t2_s = (
-            value * factor
-            for value, factor in zip(astuple(TISSUES[base]), patient.pathology.relaxation[base], strict=True)
-        )
-        if name == "t1c" and tissue != "solid":
-            t1_s = enhanced_t1(t1_s, patient.pathology.agent_mmol_l.get(base, 0.0))
-        signals[tissue] = _measure(patient.scans[name], pd, t1_s, t2_s)
-    return signals
+def torch_generator(seed: int, part: str, device: torch.device) -> torch.Generator:
+    """The same stream as `stream`, for numbers that are drawn on a device."""
+    return torch.Generator(device).manual_seed(int(stream(seed, part).integers(2**62)))
 
 
-def _measure(scan: Scan, pd: float, t1_s: float, t2_s: float) -> float:
-    if scan.kind == "spoiled_gradient_echo":
-        # T2* at echo times of a few ms is not what these images show: T2 stands in for it
-        return float(spoiled_gradient_echo(pd, t1_s, t2_s, scan.tr_s, scan.te_s, scan.flip_rad))
-    if scan.kind == "inversion_recovery":
-        return float(inversion_recovery(pd, t1_s, t2_s, scan.tr_s, scan.te_s, scan.ti_s))
-    return float(spin_echo(pd, t1_s, t2_s, scan.tr_s, scan.te_s))
-
-
-def _image(
-    patient: Patient, name: str, fractions: Mapping[str, Volume], brain: NDArray[np.bool_], grid: Grid, noise: float
-) -> Volume:
-    scan, generator = patient.scans[name], stream(patient.seed, name)
-    signals = _signals(patient, name)
-    signal = np.zeros(grid.shape, np.float32)
-    for tissue, share in fractions.items():
-        signal += np.float32(signals[tissue] / signals["white"]) * share
-    signal = ndimage.gaussian_filter(signal, scan.blur_mm / grid.spacing_mm[0])
-    signal = rician(signal, noise, generator) * bias_field(grid.shape, scan.bias, generator)
-    image = np.clip(np.rint(np.float32(scan.gain) * signal), 1, 32767).astype(np.float32)
-    image[~(brain & _covered(brain, scan.uncovered_mm, grid))] = 0
-    return image
-
-
-def _covered(brain: NDArray[np.bool_], uncovered_mm: float, grid: Grid) -> NDArray[np.bool_]:
-    """Slices [1 1 Z] that the sequence covers."""
-    slices = np.flatnonzero(brain.any(axis=(0, 1)))
-    missed = round(abs(uncovered_mm) / grid.spacing_mm[2])
-    z = np.arange(grid.shape[2])
+def _covered(mask: Bool[Tensor, "X Y Z"], uncovered_mm: float, spacing_mm: float) -> Bool[Tensor, "1 1 Z"]:
+    """Slices that the sequence covers."""
+    z = torch.arange(mask.shape[2], device=mask.device)
+    slices = mask.any(dim=0).any(dim=0).nonzero()
+    missed = round(abs(uncovered_mm) / spacing_mm)
     covered = z <= slices[-1] - missed if uncovered_mm > 0 else z >= slices[0] + missed
-    return np.asarray(covered)[None, None, :]
+    return covered[None, None, :]

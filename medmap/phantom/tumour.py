@@ -1,177 +1,285 @@
-"""A glioma inside a head: oedema around a core, an enhancing rim around necrosis, irregular and nested.
+"""A glioma: reaction–diffusion growth in a head, and the nested compartments that a reader would outline.
 
-Each compartment is the set of voxels of lowest score up to a drawn volume, so that sizes are met exactly and
-WT ⊇ TC ⊇ ET holds by construction.
+Cells spread and divide (Fisher–Kolmogorov):
+
+    ∂c/∂t = ∇·(D ∇c) + ρ c (1 − c),      no flux into fluid or out of the brain
+
+c: cell density relative to the most that tissue holds, 0 … 1; D: diffusivity, mm²/day, several times larger in white
+than in grey matter; ρ: net proliferation, 1/day. Growth stops when the tumour has the volume that was drawn. Its front
+is √(D/ρ) wide, which decides how far oedema reaches beyond the core.
+
+Sources: Swanson, Alvord, Murray, Cell Prolif 2000: ρ = 0.012/day and D = 0.65 mm²/day in white matter of high-grade
+glioma, five times the diffusivity of grey matter; ρ about 0.0012/day for low grade; c = 0.16 at the edge of what T2
+shows (Swanson et al. 2008). Volumes and their ratios: 368 reference segmentations of BraTS 2020.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import ndimage
+import torch
+from jaxtyping import Float
+from scipy.special import ndtr
+from torch import Tensor
 
-from medmap.core.case import Grid
-from medmap.core.labels import SCHEMES
-from medmap.phantom.anatomy import Anatomy, Volume, axes_mm, smooth_field
+from medmap.phantom.anatomy import Anatomy, Mass
+from medmap.phantom.space import Lattice, along_axes, gaussian_matrix, onto, per_patient, smooth_field
 
-CODES = SCHEMES["brats2023"].codes
+EDGE_DENSITY = 0.16
+GROWTH_MM = 3.0
+GROWTH_CUBE = 48
+OUTLINE_MM = 2.0
+OUTLINE_CUBE = 72
+MOST_STEPS = 400
+STABILITY = 6.5
+"""Explicit steps in three dimensions are stable where D Δt / h² ≤ 1/6."""
 
-Mask = NDArray[np.bool_]
+PERCENTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+SHARE_WITHOUT_ET = 0.073
+WT_ML = (PERCENTILES, (4.0, 20.78, 50.15, 89.74, 144.37, 200.4, 270.0))
+TC_OF_WT = (PERCENTILES, (0.03, 0.09, 0.24, 0.39, 0.56, 0.75, 0.93))
+ET_OF_TC = ((SHARE_WITHOUT_ET, 0.25, 0.5, 0.75, 0.95, 1.0), (0.02, 0.43, 0.62, 0.78, 0.94, 0.99))
+"""Quantile functions: shares of tumours, and the value that so many do not exceed. The ends are ours."""
 
-SHARE_WITHOUT_ET = 0.07
-HEMISPHERE_SHARE = 0.45
-"""A whole tumour takes at most this share of the room it may grow in."""
+COPULA = np.array([[1.0, 0.15, 0.0], [0.15, 1.0, -0.7], [0.0, -0.7, 1.0]])
+"""Correlations between the normal scores of the three above, chosen so that the volumes of TC, ET, NCR and ED, which
+are products of them, have the percentiles of the reference too: large cores are those that enhance little."""
 
 
 @dataclass(frozen=True)
 class Tumour:
-    """What was drawn; the volumes on the grid are these, but for rounding and for a head too small for them.
+    """What was drawn; on a grid the volumes are these, but for rounding and for a head too small for them.
 
-    wt_ml, tc_ml, et_ml: volumes of the whole tumour, the core and the enhancing part
-    foci:                1 or 2 centres
-    stretch:             half axes of each focus relative to their geometric mean
-    rough:               standard deviation of the boundary's log-radius
-    rim_rough_mm:        how much the enhancing rim's thickness varies
+    wt_ml, tc_ml, et_ml, cavity_ml: whole tumour, core, enhancing part, resection cavity (0: not operated)
+    foci:                centres of growth, 1 … 3
+    rho_per_day:         net proliferation rate
+    infiltration_mm:     √(D/ρ) in white matter
+    grey_ratio:          diffusivity of white over grey matter
+    rough, core_rough:   standard deviation of the outline's log-density, of the whole tumour and of the core
+    rim_rough:           how much the enhancing rim's thickness varies, relative to itself
+    patchy:              0: a rim round necrosis; 1: enhancing nodules anywhere in the core
+    displaced:           share of the core's volume, and of a third of the oedema's, that pushed tissue aside
     """
 
     wt_ml: float
     tc_ml: float
     et_ml: float
+    cavity_ml: float
     foci: int
-    stretch: tuple[float, float, float]
+    rho_per_day: float
+    infiltration_mm: float
+    grey_ratio: float
     rough: float
-    rim_rough_mm: float
+    core_rough: float
+    rim_rough: float
+    patchy: float
+    displaced: float
+
+    @property
+    def diffusivity_mm2_day(self) -> float:
+        """D in white matter."""
+        return self.rho_per_day * self.infiltration_mm**2
 
 
-def draw_tumour(generator: np.random.Generator) -> Tumour:
-    """A random tumour, in bands near those of 368 reference segmentations of BraTS 2020.
+@dataclass(frozen=True)
+class Outlines:
+    """Where each compartment is: depth below its surface in mm (positive inside), Float[B 4 X Y Z] on a lattice.
 
-    Their 5th, 50th and 95th percentile: WT 21, 90, 200 ml; TC/WT 0.09, 0.39, 0.75; ET/TC 0, 0.62, 0.94; 7 % have no
-    enhancing tumour.
+    Channels: whole tumour; core, with the cavity; enhancing part of the core; cavity.
     """
-    # the square root of the reference volumes is close to normal; their logarithm has too long a tail upwards
-    wt_ml = float(np.clip(generator.normal(9.4, 3.0), 2.5, 15.5) ** 2)
-    tc_ml = wt_ml * float(np.clip(generator.beta(2.0, 3.0), 0.04, 0.9))
-    enhances = generator.random() >= SHARE_WITHOUT_ET
-    rim = float(np.clip(generator.beta(2.5, 1.5), 0.08, 0.97))
-    stretch = np.exp(generator.normal(0.0, 0.18, 3))
-    a, b, c = (stretch / np.prod(stretch) ** (1 / 3)).tolist()
+
+    depth_mm: Tensor
+    lattice: Lattice
+
+    def at(self, lattice: Lattice) -> dict[str, Float[Tensor, "B 1 X Y Z"]]:
+        """The depths at other points."""
+        depth = onto(self.depth_mm, self.lattice, lattice)
+        return dict(zip(("wt", "tc", "et", "rc"), depth.split(1, dim=1), strict=True))
+
+
+def draw_tumour(generator: np.random.Generator, *, operated: bool = False) -> Tumour:
+    """A random tumour. ``operated``: after surgery, with a resection cavity."""
+    scores = np.linalg.cholesky(COPULA) @ generator.standard_normal(3)
+    wt, core, rim = (float(u) for u in ndtr(scores))
+    wt_ml = _quantile(wt, WT_ML)
+    tc_ml = wt_ml * _quantile(core, TC_OF_WT)
+    et_ml = tc_ml * _quantile(rim, ET_OF_TC) if rim > SHARE_WITHOUT_ET else 0.0
+    cavity_ml = tc_ml * float(generator.uniform(0.3, 0.8)) if operated else 0.0
+    # the oedema's thickness, were all balls, is ln(0.8/0.16) fronts wide
+    thickness_mm = (3e3 / (4 * np.pi)) ** (1 / 3) * (wt_ml ** (1 / 3) - tc_ml ** (1 / 3))
+    infiltration_mm = np.clip(thickness_mm / np.log(0.8 / EDGE_DENSITY) * np.exp(generator.normal(0, 0.2)), 2.5, 9.0)
     return Tumour(
         wt_ml=wt_ml,
         tc_ml=tc_ml,
-        et_ml=tc_ml * rim if enhances else 0.0,
-        foci=2 if generator.random() < 0.12 else 1,
-        stretch=(a, b, c),
-        rough=float(generator.uniform(0.12, 0.3)),
-        rim_rough_mm=float(generator.uniform(0.5, 2.5)),
+        et_ml=min(et_ml, tc_ml - cavity_ml),
+        cavity_ml=cavity_ml,
+        foci=1 + int(generator.random() < 0.12) + int(generator.random() < 0.03),
+        rho_per_day=float(np.exp(generator.uniform(np.log(0.0012), np.log(0.012)))) * (2.0 if et_ml else 1.0),
+        infiltration_mm=float(infiltration_mm),
+        grey_ratio=float(generator.uniform(4.0, 12.0)),
+        rough=float(generator.uniform(0.1, 0.5)),
+        core_rough=float(generator.uniform(0.05, 0.25)),
+        rim_rough=float(generator.uniform(0.02, 0.3)),
+        patchy=float(generator.uniform(0, 1) ** 3),
+        displaced=float(generator.uniform(0.1, 0.9)),
     )
 
 
-def grow_tumour(tumour: Tumour, anatomy: Anatomy, grid: Grid, generator: np.random.Generator) -> NDArray[np.uint8]:
-    """Labels UInt8[X Y Z] in the codes of BraTS 2023 (1 necrotic core, 2 oedema, 3 enhancing tumour).
-
-    Oedema prefers white matter and spares cortex and sulci; the core displaces what was there; neither enters the
-    ventricles or leaves the cerebrum.
-    """
-    voxel_ml = float(np.prod(grid.spacing_mm)) / 1000
-    room = (anatomy.depth_mm > 1.5) & (anatomy.ventricle_mm > 1.0)
-    centres = _centres(tumour, anatomy, grid, generator)
-    shifted = [centre + generator.normal(0, 0.12, 3) * radius for centre, radius in centres]
-    wide, fine = smooth_field(grid, 22.0, generator), smooth_field(grid, 9.0, generator)
-
-    spread = _distance(tumour, centres, [c for c, _ in centres], grid)
-    spread = spread * np.exp(tumour.rough * (wide + 0.5 * fine)) * _resistance(anatomy, grid, centres[0][0])
-    whole = _lowest(spread, room, min(tumour.wt_ml / voxel_ml, HEMISPHERE_SHARE * room.sum()))
-    whole = _without_islands(whole, 0.1 / voxel_ml)
-
-    seed = _distance(tumour, centres, shifted, grid) * np.exp(0.8 * tumour.rough * (fine - 0.5 * wide))
-    core = _lowest(seed + 0.25 * spread, whole, tumour.tc_ml / tumour.wt_ml * whole.sum())
-    rim = _rim_depth_mm(core, grid) + tumour.rim_rough_mm * smooth_field(grid, 6.0, generator)
-    enhancing = _lowest(rim, core, tumour.et_ml / tumour.tc_ml * core.sum())
-
-    labels = np.zeros(grid.shape, np.uint8)
-    labels[whole] = CODES["ed"]
-    labels[core] = CODES["ncr"]
-    labels[enhancing] = CODES["et"]
-    return labels
+def _quantile(u: float, function: tuple[tuple[float, ...], tuple[float, ...]]) -> float:
+    return float(np.interp(u, *function))
 
 
-Focus = tuple[NDArray[np.float64], float]
-"""Centre in mm, and the radius in mm of a ball of its share of the volume."""
+def place(
+    tumours: Sequence[Tumour], anatomy: Anatomy, generators: Sequence[np.random.Generator]
+) -> Float[Tensor, "B 3 3"]:
+    """Centres of growth in mm, in deep white matter of the cerebrum: B patients, 3 foci (those not used repeat)."""
+    maps = anatomy.at(anatomy.lattice)
+    z_mm = anatomy.atlas_mm(anatomy.lattice)[:, 2:]
+    suits = (maps["white"] > 0.6) & (maps["depth"] > 9) & (maps["wall"] > 4) & (z_mm > -12)
+    points = anatomy.lattice.points()[0].flatten(1).T.cpu().numpy()
+    chosen = []
+    for tumour, row, generator in zip(tumours, suits.flatten(1).cpu().numpy(), generators, strict=True):
+        places = points[row]
+        foci = [places[generator.integers(len(places))]]
+        away = np.linalg.norm(places - foci[0], axis=1)
+        near = places[(away > 22) & (away < 50)]
+        while len(foci) < tumour.foci and len(near):
+            foci.append(near[generator.integers(len(near))])
+        chosen.append(np.stack([*foci, *[foci[0]] * (3 - len(foci))]))
+    return torch.tensor(np.stack(chosen), dtype=torch.float32, device=maps["white"].device)
 
 
-def _centres(tumour: Tumour, anatomy: Anatomy, grid: Grid, generator: np.random.Generator) -> list[Focus]:
-    """Foci in deep white matter; a second one lies 30 to 70 mm from the first."""
-    white = anatomy.fractions["white"] * (anatomy.depth_mm > 12) * (anatomy.ventricle_mm > 5)
-    places = np.argwhere(white > 0.7) @ grid.affine[:3, :3] + grid.affine[:3, 3]
-    first = places[generator.integers(len(places))]
-    shares = [1.0]
-    chosen = [first]
-    if tumour.foci == 2:
-        away = np.linalg.norm(places - first, axis=1)
-        near = places[(away > 30) & (away < 70)]
-        if len(near):
-            chosen.append(near[generator.integers(len(near))])
-            small = float(generator.uniform(0.1, 0.35))
-            shares = [1 - small, small]
-    return [
-        (centre, float(np.cbrt(3 * share * tumour.wt_ml * 1000 / (4 * np.pi))))
-        for centre, share in zip(chosen, shares, strict=True)
-    ]
+def mass_of(tumours: Sequence[Tumour], foci: Float[Tensor, "B 3 3"]) -> Mass:
+    """What the tumours push aside."""
+    added = [t.displaced * (t.tc_ml + 0.3 * (t.wt_ml - t.tc_ml)) for t in tumours]
+    return Mass(foci[:, 0], torch.tensor(added, dtype=torch.float32, device=foci.device))
 
 
-def _distance(tumour: Tumour, foci: list[Focus], centres: list[NDArray[np.float64]], grid: Grid) -> Volume:
-    """Distance from the nearest centre in units of its focus' radius, along stretched axes."""
-    nearest: Volume | None = None
-    for (_, radius), centre in zip(foci, centres, strict=True):
-        parts = [
-            ((line - np.float32(c)) / np.float32(radius * s)) ** 2
-            for line, c, s in zip(axes_mm(grid), centre, tumour.stretch, strict=True)
-        ]
-        squared = parts[0] + parts[1] + parts[2]
-        nearest = squared if nearest is None else np.minimum(nearest, squared)
-    assert nearest is not None
-    return np.sqrt(nearest)
+def grow(
+    tumours: Sequence[Tumour],
+    anatomy: Anatomy,
+    foci: Float[Tensor, "B 3 3"],
+    generators: Sequence[np.random.Generator],
+) -> tuple[Float[Tensor, "B 1 n n n"], Lattice]:
+    """Cell density c when each tumour has reached its volume, on a lattice of 3 mm round the first focus."""
+    lattice = _cube(foci[:, 0], GROWTH_MM, GROWTH_CUBE)
+    tissues = anatomy.tissues(maps := anatomy.at(lattice))
+    grey = 1 / per_patient([t.grey_ratio for t in tumours], foci)
+    supratentorial = torch.sigmoid((anatomy.atlas_mm(lattice)[:, 2:] + 22) / 4)
+    spread = tissues["white"] + grey * (tissues["cortex"] + tissues["deep"])
+    spread = spread * (maps["depth"] > 0) * (tissues["csf"] < 0.5) * (0.1 + 0.9 * supratentorial)
+    faces = [_between(spread, axis) for axis in (2, 3, 4)]
+    pace = (GROWTH_MM / per_patient([t.infiltration_mm for t in tumours], foci)) ** 2 / STABILITY
+    pace = pace * (0.5 * smooth_field(lattice, 22.0, generators)).exp() * (spread > 0)
+    wanted = torch.tensor([t.wt_ml * 1000 / GROWTH_MM**3 for t in tumours], device=foci.device)
+    density = _seeds(tumours, foci, lattice) * (spread > 0)
+    for step in range(MOST_STEPS):
+        if step % 8 == 0:
+            small = (density > EDGE_DENSITY).flatten(1).sum(1) < wanted
+            if not small.any():
+                break
+            density = density * (density > 1e-12)  # nor shall a front's far tail become denormal, which is slow
+            active = small.to(density.dtype)[:, None, None, None, None]
+        density = density + active * (_divergence(density, faces) / STABILITY + pace * density * (1 - density))
+    return density, lattice
 
 
-def _resistance(anatomy: Anatomy, grid: Grid, centre: NDArray[np.float64]) -> Volume:
-    """How much harder than through white matter it is to grow here; the falx holds most tumours on their side."""
-    x, _, _ = axes_mm(grid)
-    other_side = np.clip(-np.sign(centre[0]) * x / 6, 0, 1).astype(np.float32)
-    grey, fluid = anatomy.fractions["grey"], anatomy.fractions["csf"]
-    resistance: Volume = 1 + np.float32(0.45) * grey + np.float32(0.8) * fluid + np.float32(0.5) * other_side
-    return resistance
+def outline(
+    tumours: Sequence[Tumour],
+    anatomy: Anatomy,
+    density: Float[Tensor, "B 1 n n n"],
+    grown: Lattice,
+    generators: Sequence[np.random.Generator],
+) -> Outlines:
+    """Compartments of exactly the drawn volumes: the points of largest density, deepest core, outermost rim."""
+    lattice = Lattice(grown.start_mm, OUTLINE_MM, (OUTLINE_CUBE,) * 3)
+    tissues = anatomy.tissues(maps := anatomy.at(lattice))
+    wide, fine = smooth_field(lattice, 16.0, generators), smooth_field(lattice, 6.0, generators)
+    core_wide, core_fine = smooth_field(lattice, 20.0, generators), smooth_field(lattice, 7.0, generators)
+    sector = smooth_field(lattice, 18.0, generators)
+
+    def column(name: str) -> Tensor:
+        return per_patient([getattr(t, name) for t in tumours], density)
+
+    level = onto(_through_fluid(density).clamp(min=1e-12).log(), grown, lattice)
+    inside = (maps["depth"] > 0.5) & (maps["wall"] > 0)
+    # readers leave cortex and sulci out of the oedema; the density there is not much lower
+    whole = level + column("rough") * (wide + 0.5 * fine) - 1.5 * tissues["cortex"] - 3.0 * tissues["csf"]
+    wt = _outlined(whole, inside, column("wt_ml"), lattice)
+    core = level + column("infiltration_mm").reciprocal() * 6 * column("core_rough") * (core_wide + 0.4 * core_fine)
+    tc = _outlined(core, wt > 0, column("tc_ml"), lattice)
+    shell = -_buried((tc > 0).float())
+    ring = shell + column("rim_rough") * (0.5 * sector + 0.25 * core_fine)
+    nodules = 0.6 * sector + 0.4 * core_fine
+    patchy = column("patchy")
+    cavity = _outlined(_buried((tc > 0).float()) + 0.3 * core_wide, tc > 0, column("cavity_ml"), lattice)
+    rim = (1 - patchy) * ring + patchy * nodules
+    et = _outlined(rim, (tc > 0) & (cavity <= 0), column("et_ml"), lattice)
+    return Outlines(torch.cat([wt, tc, et, cavity], dim=1), lattice)
 
 
-def _lowest(score: Volume, within: Mask, count: float) -> Mask:
-    """The ``count`` voxels of lowest score inside a mask."""
-    chosen = np.zeros(within.shape, bool)
-    where = np.flatnonzero(within)
-    keep = min(round(count), len(where))
-    if keep > 0:
-        order = np.argpartition(score.ravel()[where], keep - 1)[:keep]
-        chosen.ravel()[where[order]] = True
-    return chosen
+def _cube(centre_mm: Float[Tensor, "B 3"], spacing_mm: float, n: int) -> Lattice:
+    return Lattice(centre_mm - spacing_mm * (n - 1) / 2, spacing_mm, (n, n, n))
 
 
-def _without_islands(mask: Mask, voxels: float) -> Mask:
-    """The mask without components smaller than that; its largest one stays whatever its size."""
-    parts, _ = ndimage.label(mask)
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    keep = sizes >= min(voxels, sizes.max())
-    keep[0] = False
-    kept: Mask = keep[parts]
-    return kept
+def _seeds(tumours: Sequence[Tumour], foci: Float[Tensor, "B 3 3"], lattice: Lattice) -> Float[Tensor, "B 1 n n n"]:
+    """Small balls of cells; later foci start with fewer, so they stay smaller."""
+    points = lattice.points()
+    balls = []
+    for number in range(3):
+        strength = per_patient([0.8 * 0.03**number * (number < t.foci) for t in tumours], foci)
+        away = points - foci[:, number, :, None, None, None]
+        balls.append(strength * (-away.square().sum(1, keepdim=True) / (2 * GROWTH_MM**2)).exp())
+    return torch.stack(balls).amax(dim=0)
 
 
-def _rim_depth_mm(core: Mask, grid: Grid) -> Volume:
-    """Depth in mm below the core's surface; computed on its box, because the transform is slow."""
-    depth = np.zeros(core.shape, np.float32)
-    boxes = ndimage.find_objects(core.astype(np.uint8))
-    if boxes:
-        box = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in boxes[0])
-        depth[box] = ndimage.distance_transform_edt(core[box], sampling=grid.spacing_mm)
-    return depth
+def _between(spread: Tensor, axis: int) -> Tensor:
+    """Diffusivity of the faces between neighbours along an axis: the harmonic mean, 0 where either side is a wall."""
+    n = spread.shape[axis] - 1
+    here, there = spread.narrow(axis, 0, n), spread.narrow(axis, 1, n)
+    return 2 * here * there / (here + there + 1e-9)
+
+
+def _divergence(density: Tensor, faces: Sequence[Tensor]) -> Tensor:
+    """Σ over faces of D (c_neighbour − c): what diffuses into each point, in lattice units."""
+    change = torch.zeros_like(density)
+    for axis, face in zip((2, 3, 4), faces, strict=True):
+        flux = face * density.diff(dim=axis)
+        n = flux.shape[axis]
+        change.narrow(axis, 0, n).add_(flux)
+        change.narrow(axis, 1, n).sub_(flux)
+    return change
+
+
+def _through_fluid(density: Tensor) -> Tensor:
+    """The density, and in sulci, where there are no cells, the average of those around: a tumour swallows them."""
+    blur = [gaussian_matrix(density.shape[-1], 1.0, density.device)] * 3
+    there = (density > 0).to(density.dtype)
+    around = along_axes(density, blur) / along_axes(there, blur).clamp(min=0.05)
+    return torch.where(density > 0, density, around)
+
+
+def _outlined(score: Tensor, within: Tensor, volume_ml: Tensor, lattice: Lattice) -> Tensor:
+    """Depth in mm below the surface of the part of highest score that has the volume; negative outside of it."""
+    voxel_ml = lattice.spacing_mm**3 / 1000
+    out = torch.full_like(score, -50.0)
+    for row, (values, room, ml) in enumerate(zip(score[:, 0], within[:, 0], volume_ml.flatten().tolist(), strict=True)):
+        candidates = values[room]
+        count = min(round(ml / voxel_ml), candidates.numel())
+        if count == 0:
+            continue
+        threshold = candidates.kthvalue(candidates.numel() - count + 1).values
+        slope = sum(part.square() for part in torch.gradient(values)).sqrt() / lattice.spacing_mm
+        near = room & ((values - threshold).abs() < 2 * slope * lattice.spacing_mm)
+        steepness = slope[near].median() if near.any() else slope.new_tensor(1.0)
+        depth = (values - threshold) / steepness.clamp(min=1e-4) + 1e-3
+        out[row, 0] = torch.where(room, depth, depth.clamp(max=-1.0))
+    return out
+
+
+def _buried(mask: Tensor) -> Tensor:
+    """How deep inside a mask each point lies, up to a few cm: its average over balls of several sizes, 0 … 1."""
+    blurs = (gaussian_matrix(mask.shape[-1], sigma, mask.device) for sigma in (1.0, 2.0, 4.0, 8.0))
+    return torch.stack([along_axes(mask, [blur] * 3) for blur in blurs]).mean(dim=0)

@@ -11,19 +11,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from medmap.core.case import Case
-from medmap.core.modality import GLIOMA_MRI, ModalitySet
+from medmap.core.modality import ModalitySet
 from medmap.errors import InputError
-from medmap.phantom.patient import draw_patient
-from medmap.phantom.simulate import check_request, simulate
+from medmap.phantom.patient import organ_named
+from medmap.phantom.simulate import PLAIN, Settings, patient_of, simulate
 
 MANIFEST = "phantoms.json"
 
@@ -34,11 +38,10 @@ def write_phantoms(
     out: Path,
     count: int,
     seed: int,
+    settings: Settings = PLAIN,
     *,
-    modalities: ModalitySet = GLIOMA_MRI,
-    spacing_mm: float = 2.0,
-    noise: float = 0.03,
     missing: float = 0.0,
+    workers: int | None = None,
     on_progress: Progress | None = None,
 ) -> list[str]:
     """Simulate patients into a folder and return their ids, PHANTOM-00000-000 onwards.
@@ -46,49 +49,76 @@ def write_phantoms(
     out:         folder, made where it is absent
     count:       number of patients, at least 1; a larger count later adds patients and changes none
     seed:        with a patient's number it decides everything about that patient
-    modalities, spacing_mm, noise: as in `simulate`
+    settings:    as in `simulate`
     missing:     probability 0 … 1 with which each sequence of a patient does not exist; one always stays
+    workers:     processes; by default one per core, and none but this one for a few patients
     on_progress: called after each patient with (done, count, id)
 
     Whole patients that are there already are kept. Raises InputError, before anything is written, for an impossible
-    request, a folder that cannot be written, and a folder of phantoms that were made with other settings.
+    request, a folder that cannot be written or has no room, and a folder of phantoms made with other settings.
     """
-    settings = _settings(seed, modalities, spacing_mm, noise, missing)
     _check(count, seed, missing)
-    check_request(modalities, spacing_mm, noise)
     _check_writable(out)
-    known = _known(out, settings)
-    ids = []
-    for index in range(count):
-        id = f"PHANTOM-{index:05d}-000"
-        patient_seed = _patient_seed(seed, index)
-        there = _sequences(seed, index, modalities, missing)
-        known[id] = {"id": id, "sequences": list(there), **draw_patient(patient_seed).to_dict()}
+    known = _known(out, _described(settings, seed, missing))
+    plan = [_planned(index, seed, settings, missing) for index in range(count)]
+    todo = [job for job in plan if not _whole(out / job[0], job[0], job[2])]
+    _check_room(out, len(todo), settings)
+    for id, patient_seed, there in plan:
+        known[id] = {"id": id, "sequences": list(there), **patient_of(patient_seed, settings).to_dict()}
+    _write_manifest(out, _described(settings, seed, missing), known)
+    done = count - len(todo)
+    try:
+        for id in _worked(out, todo, settings, workers):
+            done += 1
+            if on_progress is not None:
+                on_progress(done, count, id)
+    except OSError as error:
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror}); {done} of {count} patients are whole and will be "
+            "kept: make room and run again"
+        ) from error
+    return [id for id, _, _ in plan]
+
+
+Job = tuple[str, int, ModalitySet]
+"""Id, seed and the sequences that exist."""
+
+
+def _planned(index: int, seed: int, settings: Settings, missing: float) -> Job:
+    patient_seed = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+    return f"PHANTOM-{index:05d}-000", patient_seed, _sequences(seed, index, settings.names, missing)
+
+
+def _worked(out: Path, jobs: Sequence[Job], settings: Settings, workers: int | None) -> Iterator[str]:
+    """Does the jobs and gives each one's id when its patient is on disk."""
+    if workers is None:
+        workers = min(os.cpu_count() or 1, len(jobs) // 8)  # a process takes seconds to start
+    if workers <= 1:
+        yield from (_work(out, job, settings) for job in jobs)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         try:
-            if not _whole(out / id, id, there):
-                _write_case(out, simulate(patient_seed, modalities=there, spacing_mm=spacing_mm, noise=noise, id=id))
-            _write_manifest(out, settings, known)
-        except OSError as error:
-            raise InputError(
-                f"{out / id}: cannot be written ({error.strerror}); {index} of {count} patients are whole and will be "
-                "kept: make room and run again"
-            ) from error
-        ids.append(id)
-        if on_progress is not None:
-            on_progress(index + 1, count, id)
-    return ids
+            yield from pool.map(_work, *zip(*((out, job, settings) for job in jobs), strict=True))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
-def _settings(seed: int, modalities: ModalitySet, spacing_mm: float, noise: float, missing: float) -> dict[str, Any]:
-    return {
-        "format": 1,
-        "labels": "brats2023",
-        "seed": seed,
-        "spacing_mm": spacing_mm,
-        "modalities": list(modalities),
-        "noise": noise,
-        "missing": missing,
-    }
+def _work(out: Path, job: Job, settings: Settings) -> str:
+    id, seed, there = job
+    _write_case(out, simulate(seed, replace(settings, modalities=there), id=id))
+    return id
+
+
+def _described(settings: Settings, seed: int, missing: float) -> dict[str, Any]:
+    plain = asdict(settings) | {"modalities": list(settings.names)}
+    return {"format": 2, "labels": _labels(settings), "seed": seed, **plain} | {"missing": missing}
+
+
+def _labels(settings: Settings) -> str:
+    """The scheme of the codes that occur: 4 is in use only after surgery."""
+    scheme = organ_named(settings.organ).scheme.name
+    return "brats2023" if scheme == "brats2024" and not settings.operated else scheme
 
 
 def _check(count: int, seed: int, missing: float) -> None:
@@ -98,6 +128,17 @@ def _check(count: int, seed: int, missing: float) -> None:
         raise InputError(f"seed: found {seed}; expected a whole number of at least 0")
     if not 0 <= missing <= 1:
         raise InputError(f"missing: found {missing}; expected a probability from 0 to 1")
+
+
+def _check_room(out: Path, count: int, settings: Settings) -> None:
+    """Compressed noise takes about 1.6 bytes a voxel of the head, which fills a third of its box."""
+    voxels = float(np.prod(organ_named(settings.organ).extent_mm)) / settings.spacing_mm**3 / 3
+    need, free = 1.6 * voxels * (len(settings.names) + 0.05) * count, shutil.disk_usage(out).free
+    if need > free:
+        raise InputError(
+            f"{out}: {count} patients need about {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make room, "
+            "ask for fewer patients or sequences, or choose a larger spacing"
+        )
 
 
 def _known(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -129,10 +170,6 @@ def _check_writable(out: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose a folder you may write to") from error
-
-
-def _patient_seed(seed: int, index: int) -> int:
-    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
 def _sequences(seed: int, index: int, modalities: ModalitySet, missing: float) -> ModalitySet:

@@ -6,7 +6,7 @@ from dataclasses import astuple
 
 import pytest
 
-from medmap.core.mri import (
+from medmap.core.signal import (
     diffusion,
     enhanced_t1,
     inversion_recovery,

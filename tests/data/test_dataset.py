@@ -23,7 +23,7 @@ from medmap.data.layouts import recognise
 from medmap.data.preprocess import prepare_case
 from medmap.data.store import Store, write_store
 from medmap.errors import InputError
-from medmap.phantom import simulate, write_phantoms
+from medmap.phantom import Settings, simulate, write_phantoms
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,7 @@ def one_thread() -> Iterator[None]:
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Patient 0 has everything, 1 lacks t1c, 2 has t2w alone, 3 has no segmentation."""
     root = tmp_path_factory.mktemp("dataset")
-    ids = write_phantoms(root / "raw", 4, seed=1, spacing_mm=4.0)
+    ids = write_phantoms(root / "raw", 4, 1, Settings(spacing_mm=4.0))
     for case, lost in ((ids[1], ["t1c"]), (ids[2], ["t1n", "t1c", "t2f"]), (ids[3], ["seg"])):
         for name in lost:
             (root / "raw" / case / f"{case}-{name}.nii.gz").unlink()
@@ -50,7 +50,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def prepared() -> list[Prepared]:
-    return [prepare_case(simulate(seed, spacing_mm=4.0), SCHEMES["brats2023"]) for seed in (0, 1)]
+    return [prepare_case(simulate(seed, Settings(spacing_mm=4.0)), SCHEMES["brats2023"]) for seed in (0, 1)]
 
 
 def config(**sections: Any) -> Config:

@@ -1,0 +1,100 @@
+"""The head that every simulated head is a deformation of: tissue maps of the ICBM 152 template (see NOTICE).
+
+`scripts/make_atlas.py` made the file. Coordinates are MNI millimetres, RAS+. Maps:
+
+    white, cortex, deep, ventricle   share of each tissue, 0 … 1; what is left inside the brain is fluid in sulci
+    depth                            mm below the brain's surface, negative outside, at most ± 24
+    wall                             mm from the ventricles' wall, negative inside them, at most 24
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import resources
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+from torch.nn.functional import avg_pool3d, interpolate
+
+from medmap.phantom.space import Lattice
+
+MAPS = ("white", "cortex", "deep", "ventricle", "depth", "wall")
+CENTRE_MM = (0.0, -17.0, 5.0)
+"""Middle of the brain in MNI coordinates; a patient's own origin lies here."""
+
+FARTHEST_MM = 24.0
+MARGIN = 8
+"""Voxels of nothing round the head, so that what lies beyond the atlas lies outside the head."""
+
+
+class Atlas(NamedTuple):
+    """The maps on a lattice.
+
+    maps: Float[1 6 X Y Z], in the order of `MAPS`; lattice: where they are; outward: Float[1 3 X Y Z], the direction
+    away from the nearest ventricle, of length 1 at its wall and fading over 15 mm
+    """
+
+    maps: Tensor
+    lattice: Lattice
+    outward: Tensor
+
+
+def load_atlas(spacing_mm: float, device: torch.device | str = "cpu") -> Atlas:
+    """The atlas averaged over voxels of 1, 2, 3 or 4 mm, the nearest to ``spacing_mm``; read once, then kept.
+
+    >>> load_atlas(4.0).maps.shape[:2]
+    torch.Size([1, 6])
+    """
+    return _load(int(np.clip(round(spacing_mm), 1, 4)), str(device))
+
+
+@lru_cache(maxsize=8)
+def _load(voxel: int, device: str) -> Atlas:
+    if (voxel, device) != (1, "cpu"):
+        return _coarser(_load(1, "cpu"), voxel, device)
+    with resources.files("medmap.phantom").joinpath("atlas.npz").open("rb") as file:
+        stored = dict(np.load(file))
+    stored_maps = ("white", "cortex", "deep", "ventricle", "brain")
+    whole = {name: _mirrored(stored[name] / np.float32(stored["levels"])) for name in stored_maps}
+    whole["depth"] = _signed_distance(whole["brain"] > 0.5)
+    whole["wall"] = -_signed_distance(whole["ventricle"] > 0.5)
+    maps = torch.from_numpy(np.stack([whole[name] for name in MAPS]).astype(np.float32))[None]
+    corner = stored["corner_mm"].astype(np.float32)
+    x, y, z = maps.shape[2:]
+    start = torch.tensor([[-(x - 1) / 2, corner[1] - MARGIN, corner[2] - MARGIN]])
+    return Atlas(maps, Lattice(start, 1.0, (x, y, z)), _outward(whole["wall"]))
+
+
+def _mirrored(half: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Left and right from the right side, whose first slice is the middle; with nothing all round."""
+    return np.pad(np.concatenate([half[:0:-1], half]), MARGIN)
+
+
+def _signed_distance(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Distance in mm from the mask's surface, positive inside; worked out on every second voxel, which is enough."""
+    coarse = mask[::2, ::2, ::2]
+    inside, outside = (ndimage.distance_transform_edt(side) * 2 for side in (coarse, ~coarse))
+    signed = np.clip(np.where(coarse, inside - 1, 1 - outside), -FARTHEST_MM, FARTHEST_MM).astype(np.float32)
+    between = tuple(2 * n - 1 for n in signed.shape)
+    fine = interpolate(torch.from_numpy(signed)[None, None], size=between, mode="trilinear", align_corners=True)
+    short = [(0, n - m) for n, m in zip(mask.shape, between, strict=True)]
+    return np.pad(fine[0, 0].numpy(), short, mode="edge")
+
+
+def _outward(wall_mm: NDArray[np.float32]) -> Tensor:
+    smooth = ndimage.gaussian_filter(wall_mm, 2.0)
+    slope = np.stack(np.gradient(smooth))
+    fade = np.exp(-((np.clip(wall_mm, 0, None) / 15.0) ** 2))
+    return torch.from_numpy((slope / np.maximum(np.linalg.norm(slope, axis=0), 0.3) * fade).astype(np.float32))[None]
+
+
+def _coarser(atlas: Atlas, voxel: int, device: str) -> Atlas:
+    maps: Float[Tensor, "1 6 X Y Z"] = avg_pool3d(atlas.maps, voxel)
+    x, y, z = maps.shape[2:]
+    lattice = Lattice((atlas.lattice.start_mm + (voxel - 1) / 2).to(device), float(voxel), (x, y, z))
+    return Atlas(maps.to(device), lattice, avg_pool3d(atlas.outward, voxel).to(device))
