@@ -185,7 +185,7 @@ def _draw_pathology(generator: np.random.Generator) -> Pathology:
         edge_mm=float(between(2.0, 8.0)),
         solid=float(between(0.1, 1.0)),
         uptake=float(between(0.7, 1.0)),
-        bleeding=float(between(0.1, 0.6)) if chance() < 0.12 else 0.0,
+        bleeding=float(between(0.1, 0.5)) if chance() < 0.06 else 0.0,
         halo_mm=float(np.clip(generator.normal(0.3, 1.5), -2.0, 4.0)),
         spots=float(between(0.0, 1.5)) if chance() < 0.4 else 0.0,
     )

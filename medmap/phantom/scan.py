@@ -101,7 +101,7 @@ class Scan:
 def draw_scan(timing: Timing, tissues: Sequence[str], generator: np.random.Generator) -> Scan:
     """A random scan with that timing."""
     between, chance = generator.uniform, generator.random
-    thick = chance() < 0.5
+    thick = chance() < 0.65
     around = float(between(0.05, 0.4)) if chance() < 0.5 else 0.0
     values = generator.standard_normal(len(tissues)) if around else between(0.05, 1.0, len(tissues))
     return Scan(
@@ -113,7 +113,7 @@ def draw_scan(timing: Timing, tissues: Sequence[str], generator: np.random.Gener
         ringing=float(between(0, 1)),
         shift_mm=_triple(np.clip(generator.normal(0, 0.3, 3), -1, 1)),
         noise=float(np.exp(np.clip(generator.normal(0.0, 0.5), -1, 1.2))),
-        blur_mm=float(between(0.4, 1.0)),
+        blur_mm=float(between(0.6, 1.2)),
         texture=float(between(0.01, 0.05)),
         bias=float(between(0.02, 0.12)),
         ghost=float(between(0.01, 0.06)) if chance() < 0.25 else 0.0,
@@ -283,7 +283,7 @@ def _t1_enhanced(field_t: float, generator: np.random.Generator) -> Timing:
 
 
 def _t2(field_t: float, generator: np.random.Generator) -> Timing:
-    return Timing("spin_echo", generator.uniform(3.0, 6.0), generator.uniform(0.08, 0.12))
+    return Timing("spin_echo", generator.uniform(3.0, 6.0), generator.uniform(0.07, 0.1))
 
 
 def _flair(field_t: float, generator: np.random.Generator) -> Timing:

@@ -50,7 +50,7 @@ class Settings:
     modalities: ModalitySet | None = None
     organ: str = "brain"
     spacing_mm: float = 2.0
-    noise: float = 0.02
+    noise: float = 0.015
     noise_correlation: float = 0.0
     randomised: float = 0.0
     operated: float = 0.0
@@ -67,7 +67,7 @@ class Settings:
             raise InputError(f"spacing: found {self.spacing_mm} mm; expected {low:g} to {high:g} mm")
         if not 0 <= self.noise < np.inf:
             raise InputError(
-                f"noise: found {self.noise}; expected 0 or more, in units of the white-matter signal (0.02 is usual)"
+                f"noise: found {self.noise}; expected 0 or more, in units of the white-matter signal (0.015 is usual)"
             )
         for name, what in (
             ("noise_correlation", "a correlation"),
