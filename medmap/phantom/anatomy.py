@@ -18,6 +18,9 @@ WARP_MM = 4.0
 
 WARP_SHAPE = (42, 50, 42)
 
+WIDENING_STEPS = 6
+"""The ventricles' walls move by 6 mm at most, and a step by 1 mm: less than what their outward direction changes over."""
+
 BEND_SCALES_MM = (42.0, 18.0)
 """The deformation is the sum of a slow one, which makes heads differ in shape, and a faster one, which moves sulci."""
 
@@ -102,7 +105,7 @@ class Anatomy:
         """The atlas' maps at a lattice's points, averaged over its voxels; see `medmap.phantom.atlas.MAPS`."""
         atlas = load_atlas(lattice.spacing_mm, lattice.start_mm.device)
         values = sample(atlas.maps, atlas.lattice, self.atlas_mm(lattice))
-        return dict(zip(MAPS, values.split(1, dim=1), strict=True))
+        return dict(zip(MAPS, torch.split(values, 1, dim=1), strict=True))
 
     def tissues(self, maps: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "B 1 X Y Z"]]:
         """Shares of white, cortex, deep and csf from the atlas' maps; they sum to 1."""
@@ -136,8 +139,10 @@ class Anatomy:
         centre = torch.tensor(CENTRE_MM, device=points.device)[:, None, None, None]
         bent = straight + sample(self._displacement, self.lattice, straight) + centre
         atlas = load_atlas(2.0, points.device)
-        wider = per_patient([h.ventricle_mm for h in self.heads], points)
-        return bent - wider * sample(atlas.outward, atlas.lattice, bent)
+        step = per_patient([h.ventricle_mm / WIDENING_STEPS for h in self.heads], points)
+        for _ in range(WIDENING_STEPS):  # a flow: in one step, narrow ventricles would fold through their middle
+            bent = bent - step * sample(atlas.outward, atlas.lattice, bent)
+        return bent
 
 
 def draw_head(generator: np.random.Generator) -> Head:
@@ -164,7 +169,7 @@ def _integrated(velocity: Float[Tensor, "B 3 X Y Z"], lattice: Lattice, squaring
 
     Source: Arsigny et al., A Log-Euclidean framework for statistics on diffeomorphisms, MICCAI 2006.
     """
-    displacement = velocity / 2**squarings
+    displacement: Tensor = velocity / 2**squarings
     points = lattice.points()
     for _ in range(squarings):
         displacement = displacement + sample(displacement, lattice, points + displacement)

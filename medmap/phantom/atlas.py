@@ -88,7 +88,7 @@ def _signed_distance(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
 
 def _outward(wall_mm: NDArray[np.float32]) -> Tensor:
     smooth = ndimage.gaussian_filter(wall_mm, 2.0)
-    slope = np.stack(np.gradient(smooth))
+    slope = np.stack([np.gradient(smooth, axis=axis) for axis in range(3)])
     fade = np.exp(-((np.clip(wall_mm, 0, None) / 15.0) ** 2))
     return torch.from_numpy((slope / np.maximum(np.linalg.norm(slope, axis=0), 0.3) * fade).astype(np.float32))[None]
 

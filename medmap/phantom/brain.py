@@ -100,7 +100,7 @@ class _Fields:
     def __init__(self, lattice: Lattice, generators: Sequence[np.random.Generator]) -> None:
         self.rough = smooth_field(lattice, 9.0, generators)
         self.grain = smooth_field(lattice, 4.5, generators)
-        self.fold, self.branch = smooth_field(lattice, 7.0, generators, channels=2).split(1, dim=1)
+        self.fold, self.branch = torch.split(smooth_field(lattice, 7.0, generators, channels=2), 1, dim=1)
 
 
 def _labels(depth: Mapping[str, Tensor], mask: Bool[Tensor, "B 1 X Y Z"]) -> UInt8[Tensor, "B X Y Z"]:

@@ -188,13 +188,14 @@ def acquire(
 
     noise: standard normal, real and imaginary channel; sigma: its σ in the signal's unit, per acquired voxel
     """
-    taken, spread = (_on(signal.device, matrices) for matrices in acquisition(scan, signal.shape, spacing_mm))
+    x, y, z = shape = signal.shape
+    taken, spread = (_on(signal.device, matrices) for matrices in acquisition(scan, (x, y, z), spacing_mm))
     image = along_axes(signal, taken)
     if scan.ghost:
-        n = signal.shape[scan.ghost_axis]
+        n = shape[scan.ghost_axis]
         image = image + scan.ghost * image.roll(round(scan.ghost_shift * n), dims=scan.ghost_axis)
     image = rician(image, along_axes(noise, spread), sigma)
-    return image * bias_field(signal.shape, scan.bias, bias_coefficients)
+    return image * bias_field((x, y, z), scan.bias, bias_coefficients)
 
 
 def acquisition(scan: Scan, shape: Index3, spacing_mm: float) -> tuple[list[Matrix], list[Matrix]]:
@@ -230,7 +231,8 @@ def _in_plane(n: int, spacing_mm: float, resolution_mm: float, ringing: float, s
     transfer = window * np.exp(-2j * np.pi * frequency * shift_mm)
     index = np.arange(n)
     kernel = np.fft.ifft(transfer).real
-    return kernel[(index[:, None] - index) % n]
+    matrix: Matrix = kernel[(index[:, None] - index) % n]
+    return matrix
 
 
 def _slices(n: int, spacing_mm: float, thickness_mm: float, gap: float) -> tuple[Matrix, Matrix]:

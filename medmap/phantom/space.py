@@ -74,7 +74,8 @@ def smooth_field(
     smooth = along_y[:, :, None] @ smooth
     flat = smooth.flatten(-2)
     # 151/315 is the mean over a cell of the sum of squared cubic B-spline weights
-    return (along_x @ flat).unflatten(-1, smooth.shape[-2:]) * (315 / 151) ** 1.5
+    out: Tensor = torch.unflatten(along_x @ flat, -1, smooth.shape[-2:]) * (315 / 151) ** 1.5
+    return out
 
 
 def _spline_weights(line_mm: Float[Tensor, "B n"], scale_mm: float, nodes: int) -> Float[Tensor, "B n nodes"]:
@@ -143,7 +144,7 @@ def along_axes(
     x, y, z = matrices
     out = volumes @ (z.mT if z.ndim == 2 else z.mT[..., None, :, :])
     out = (y if y.ndim == 2 else y[..., None, :, :]) @ out
-    return (x @ out.flatten(-2)).unflatten(-1, out.shape[-2:])
+    return torch.unflatten(x @ out.flatten(-2), -1, out.shape[-2:])
 
 
 def gaussian_matrix(n: int, sigma_voxels: float, device: torch.device | str = "cpu") -> Float[Tensor, "n n"]:

@@ -87,7 +87,8 @@ class Tumour:
 class Outlines:
     """Where each compartment is: depth below its surface in mm (positive inside), Float[B 4 X Y Z] on a lattice.
 
-    Channels: whole tumour; core, with the cavity; enhancing part of the core; cavity.
+    Channels: whole tumour; core, with the cavity; enhancing part of the core; cavity. Each one's surface is its own: it
+    is to be cut with those before, so that a thin rim stays as thick as it is when sampled between the points.
     """
 
     depth_mm: Tensor
@@ -96,7 +97,7 @@ class Outlines:
     def at(self, lattice: Lattice) -> dict[str, Float[Tensor, "B 1 X Y Z"]]:
         """The depths at other points."""
         depth = onto(self.depth_mm, self.lattice, lattice)
-        return dict(zip(("wt", "tc", "et", "rc"), depth.split(1, dim=1), strict=True))
+        return dict(zip(("wt", "tc", "et", "rc"), torch.split(depth, 1, dim=1), strict=True))
 
 
 def draw_tumour(generator: np.random.Generator, *, operated: bool = False) -> Tumour:
@@ -208,15 +209,17 @@ def outline(
     # readers leave cortex and sulci out of the oedema; the density there is not much lower
     whole = level + column("rough") * (wide + 0.5 * fine) - 1.5 * tissues["cortex"] - 3.0 * tissues["csf"]
     wt = _outlined(whole, inside, column("wt_ml"), lattice)
+    wt = torch.where(inside, wt, wt.clamp(max=-1.0))
     core = level + column("infiltration_mm").reciprocal() * 6 * column("core_rough") * (core_wide + 0.4 * core_fine)
     tc = _outlined(core, wt > 0, column("tc_ml"), lattice)
-    shell = -_buried((tc > 0).float())
-    ring = shell + column("rim_rough") * (0.5 * sector + 0.25 * core_fine)
+    all_core = (wt > 0) & (tc > 0)
+    buried = _buried(all_core.float())
+    ring = -buried + column("rim_rough") * (0.5 * sector + 0.25 * core_fine)
     nodules = 0.6 * sector + 0.4 * core_fine
     patchy = column("patchy")
-    cavity = _outlined(_buried((tc > 0).float()) + 0.3 * core_wide, tc > 0, column("cavity_ml"), lattice)
+    cavity = _outlined(buried + 0.3 * core_wide, all_core, column("cavity_ml"), lattice)
     rim = (1 - patchy) * ring + patchy * nodules
-    et = _outlined(rim, (tc > 0) & (cavity <= 0), column("et_ml"), lattice)
+    et = _outlined(rim, all_core & (cavity <= 0), column("et_ml"), lattice)
     return Outlines(torch.cat([wt, tc, et, cavity], dim=1), lattice)
 
 
@@ -262,7 +265,7 @@ def _through_fluid(density: Tensor) -> Tensor:
 
 
 def _outlined(score: Tensor, within: Tensor, volume_ml: Tensor, lattice: Lattice) -> Tensor:
-    """Depth in mm below the surface of the part of highest score that has the volume; negative outside of it."""
+    """Depth in mm below a surface of equal score, inside which the points of ``within`` have the volume."""
     voxel_ml = lattice.spacing_mm**3 / 1000
     out = torch.full_like(score, -50.0)
     for row, (values, room, ml) in enumerate(zip(score[:, 0], within[:, 0], volume_ml.flatten().tolist(), strict=True)):
@@ -271,11 +274,10 @@ def _outlined(score: Tensor, within: Tensor, volume_ml: Tensor, lattice: Lattice
         if count == 0:
             continue
         threshold = candidates.kthvalue(candidates.numel() - count + 1).values
-        slope = sum(part.square() for part in torch.gradient(values)).sqrt() / lattice.spacing_mm
+        slope = torch.stack(torch.gradient(values)).square().sum(dim=0).sqrt() / lattice.spacing_mm
         near = room & ((values - threshold).abs() < 2 * slope * lattice.spacing_mm)
         steepness = slope[near].median() if near.any() else slope.new_tensor(1.0)
-        depth = (values - threshold) / steepness.clamp(min=1e-4) + 1e-3
-        out[row, 0] = torch.where(room, depth, depth.clamp(max=-1.0))
+        out[row, 0] = (values - threshold) / steepness.clamp(min=1e-4) + 1e-3
     return out
 
 
