@@ -26,6 +26,7 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Which patients, and how they are divided.
 
+    source:       store: prepared patients; phantom: simulated ones (section ``phantom``), a new one for every patch
     store:        folder that ``medmap prepare`` wrote
     modalities:   sequences to train on; all of the store's where null
     split:        ``kfold`` or the name of a published list (brats2018-list1, brats2020, brats2021, …)
@@ -34,6 +35,7 @@ class DataConfig(_Section):
     val_fraction: share of the training patients kept for validation (k-fold only; published lists bring their own)
     """
 
+    source: Literal["store", "phantom"] = "store"
     store: str = ""
     modalities: tuple[str, ...] | None = None
     split: str = "kfold"
@@ -47,6 +49,25 @@ class DataConfig(_Section):
         if self.split == "kfold" and self.fold >= self.folds:
             raise ValueError(f"fold {self.fold} of {self.folds} folds: expected 0 … {self.folds - 1}")
         return self
+
+
+class PhantomConfig(_Section):
+    """How phantoms are made that training draws as it goes (``data.source: phantom``).
+
+    organ, spacing_mm, noise, noise_correlation, operated: as `medmap simulate` takes them
+    randomised: weight of the randomised mode: share of scans with random contrast
+    val:        patients kept for validation
+    workers:    processes that simulate ahead; one fewer than there are cores where null; 0: none but the training's
+    """
+
+    organ: str = "brain"
+    spacing_mm: Positive = 2.0
+    noise: Annotated[float, Field(ge=0)] = 0.015
+    noise_correlation: Fraction = 0.0
+    randomised: Fraction = 0.3
+    operated: Fraction = 0.0
+    val: Count = 8
+    workers: Annotated[int, Field(ge=0)] | None = None
 
 
 class ModelConfig(_Section):
@@ -219,6 +240,7 @@ class Config(_Section):
     name: str = "run"
     seed: Annotated[int, Field(ge=0)] = 0
     data: DataConfig = DataConfig()
+    phantom: PhantomConfig = PhantomConfig()
     model: Annotated[ModelConfig, BeforeValidator(_named)] = ModelConfig()
     align: Annotated[AlignConfig, BeforeValidator(_anchored)] = AlignConfig()
     sampling: SamplingConfig = SamplingConfig()

@@ -165,6 +165,8 @@ def read_splits(runs: Sequence[Path]) -> list[dict[str, Any]]:
 def run_store(run: Path) -> Store:
     """The prepared data a run was trained on. Raises CheckpointError where they are gone or were changed."""
     environment = _read_json(run / ENV)
+    if environment["store"] is None:
+        raise CheckpointError(f"{run}: was trained on phantoms simulated as it went; name patients with --data")
     there = Path(environment["store"])
     places = [there, run / there.name, run.parent / there.name]  # beside the run, where both were moved
     found = next((place for place in places if place.is_dir()), None)

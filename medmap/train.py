@@ -37,8 +37,8 @@ from medmap.core.labels import LabelScheme
 from medmap.core.metrics import dice
 from medmap.criterion import DiceCE, latent_spread, total_loss
 from medmap.data.dataset import Patients, training_batch
+from medmap.data.source import Source
 from medmap.data.splits import Split, choose_split
-from medmap.data.store import Store
 from medmap.errors import CheckpointError, ConfigError, DivergenceError
 from medmap.evaluate import on_common_box
 from medmap.predict import answer_subsets, answerable, resolve_device, resolve_precision
@@ -71,7 +71,7 @@ class _State:
 
 def fit(
     config: Config,
-    store: Store,
+    source: Source,
     run: Path,
     *,
     resume: bool = False,
@@ -81,7 +81,8 @@ def fit(
 ) -> None:
     """Train one network and leave it in a run folder.
 
-    config: the run; store: prepared patients; run: its folder; resume: go on from its last checkpoint
+    config: the run; source: prepared patients, or a stream of phantoms; run: its folder
+    resume: go on from its last checkpoint
     init:   another run whose best weights are the start; on_row: gets every row of the log as it is written
 
     Raises ConfigError and InputError before the first step where they can be known, CheckpointError for a run that
@@ -93,12 +94,12 @@ def fit(
     where = resolve_device(device)
     precision = resolve_precision(config.train.precision, where)
     config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
-    modalities = store.modalities if config.data.modalities is None else store.modalities.pick(config.data.modalities)
-    if store.scheme is None:
-        raise ConfigError(f"{store.path}: the data have no segmentations; training needs them (see medmap prepare)")
-    card = ModelCard(modalities, store.scheme, store.spacing_mm)
-    split = choose_split(config.data, store)
-    train, val = Patients(store, split.train, modalities), Patients(store, split.val, modalities)
+    modalities = source.modalities if config.data.modalities is None else source.modalities.pick(config.data.modalities)
+    if source.scheme is None:
+        raise ConfigError(f"{source.path}: the data have no segmentations; training needs them (see medmap prepare)")
+    card = ModelCard(modalities, source.scheme, source.spacing_mm)
+    split = choose_split(config.data, source)
+    train, val = Patients(source, split.train, modalities), Patients(source, split.val, modalities)
     fabric = Fabric(
         accelerator=where.type,
         devices=1 if where.index is None or where.type == "cpu" else [where.index],
@@ -112,7 +113,7 @@ def fit(
     else:
         if init is not None:
             _start_from(init, state)
-        _open_run(run, config, card, split, store, where)
+        _open_run(run, config, card, split, source, where)
         _save_last(run, state)  # or a run that stops before its first checkpoint could be neither resumed nor repeated
     criterion = DiceCE()
     network, optimizer = fabric.setup(state.network, state.optimizer)
@@ -120,6 +121,7 @@ def fit(
     began = time.perf_counter() - state.seconds
     while state.step < config.train.steps:
         torch.manual_seed(_step_seed(config.seed, state.step))
+        train.expect(state.step, config.train.batch_size, config.seed)
         batch = training_batch(train, modalities, config, state.step, where)
         row = _step(config, state, fabric, network, optimizer, criterion, batch)
         state.step += 1
@@ -269,7 +271,7 @@ def check_patch(config: TrainConfig, network: AlignedSegmenter) -> None:
         )
 
 
-def _open_run(run: Path, config: Config, card: ModelCard, split: Split, store: Store, device: torch.device) -> None:
+def _open_run(run: Path, config: Config, card: ModelCard, split: Split, source: Source, device: torch.device) -> None:
     if (run / LOG).exists():
         raise CheckpointError(
             f"{run} already holds a run; go on with `medmap train --resume {run}` or name another folder with -o"
@@ -282,8 +284,7 @@ def _open_run(run: Path, config: Config, card: ModelCard, split: Split, store: S
         "device": str(device),
         "threads": torch.get_num_threads(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
-        "store": str(store.path.resolve()),
-        "store_sha256": store.sha256,
+        **source.provenance(),
         "parameters": sum(
             p.numel()
             for p in build_segmenter(config.model, config.align, card.modalities, len(card.scheme.classes)).parameters()

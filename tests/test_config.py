@@ -63,7 +63,7 @@ def test_align_in_short(tmp_path: Path) -> None:
         ({"train": {"step": 5}}, r"unknown key train\.step; did you mean train\.steps\?"),
         ({"align": {"aplha": 1}}, r"unknown key align\.aplha; did you mean align\.alpha\?"),
         ({"model": {"siez": "tiny"}}, r"unknown key model\.siez; did you mean model\.size\?"),
-        ({"data": {"qqqq": 1}}, r"unknown key data\.qqqq; expected one of store, modalities"),
+        ({"data": {"qqqq": 1}}, r"unknown key data\.qqqq; expected one of source, store, modalities"),
     ],
 )
 def test_an_unknown_key_is_told_with_the_nearest(tree: dict, message: str) -> None:

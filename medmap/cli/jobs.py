@@ -15,8 +15,8 @@ from medmap.errors import CheckpointError, ConfigError, InputError
 
 if TYPE_CHECKING:
     from medmap.config import Config
+    from medmap.data.source import Source
     from medmap.data.splits import Split
-    from medmap.data.store import Store
 
 ALL = "all"
 NEW, BEGUN, STOPPED, FINISHED = "new", "begun", "stopped", "finished"
@@ -45,8 +45,8 @@ def refuse_with_resume(**given: Any) -> None:
 
 def planned(
     config: Path | None, settings: list[str], fold: str | None, out: Path, data: Path | None
-) -> tuple[list[Job], Path]:
-    """The runs that are asked for, and where their data are."""
+) -> tuple[list[Job], Path | None]:
+    """The runs that are asked for, and where their data are; None where they are simulated."""
     from medmap.config import load_config
 
     chosen = load_config(config, settings)
@@ -61,6 +61,8 @@ def planned(
         if not fold.isdigit():
             raise typer.BadParameter(f"found {fold!r}; expected a number or {ALL}", param_hint="--fold")
         folds = [([f"data.fold={fold}"], out)]
+    if chosen.data.source == "phantom":
+        return _streamed(chosen, fold, out, data), None
     source = data or (Path(chosen.data.store) if chosen.data.store else None)
     if source is None:
         raise typer.BadParameter("name the data (or data.store in the configuration)", param_hint="-d DATA")
@@ -71,6 +73,19 @@ def planned(
     for job in jobs:
         _refuse_other(job, go_on=fold == ALL)
     return jobs, source
+
+
+def _streamed(config: Config, fold: str | None, out: Path, data: Path | None) -> list[Job]:
+    """The one run of phantoms that are simulated as training goes."""
+    if data is not None or fold is not None:
+        raise typer.BadParameter(
+            "data.source is phantom: patients are simulated as training goes, there are no folds; leave it out, or "
+            "set data.source=store",
+            param_hint="-d DATA" if data is not None else "--fold",
+        )
+    job = standing(config, out)
+    _refuse_other(job, go_on=False)
+    return [job]
 
 
 def standing(config: Config, run: Path) -> Job:
@@ -141,15 +156,17 @@ def resumed(run: Path) -> Job:
     return job
 
 
-def data_of(run: Path) -> Path:
-    """The store a run was begun with."""
+def data_of(run: Path) -> Path | None:
+    """The store a run was begun with; None where its patients are simulated."""
+    if _own_config(run).data.source == "phantom":
+        return None
     try:
         return Path(json.loads((run / "env.json").read_text(encoding="utf-8"))["store"])
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{run / 'env.json'}: does not say where the data are; name them with -d") from error
 
 
-def same_data(run: Path, store: Store) -> None:
+def same_data(run: Path, store: Source) -> None:
     """Raises unless the store is the one the run was begun with: other data would be another run."""
     then = json.loads((run / "env.json").read_text(encoding="utf-8"))["store_sha256"]
     if store.sha256 != then:
@@ -159,7 +176,7 @@ def same_data(run: Path, store: Store) -> None:
         )
 
 
-def checked(config: Config, store: Store) -> Split:
+def checked(config: Config, store: Source) -> Split:
     """The division of the data. Raises InputError or ConfigError for what training would stumble over."""
     from medmap.data.splits import choose_split
 

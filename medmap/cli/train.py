@@ -29,8 +29,8 @@ from medmap.errors import CheckpointError
 
 if TYPE_CHECKING:
     from medmap.config import Config
+    from medmap.data.source import Source
     from medmap.data.splits import Split
-    from medmap.data.store import Store
 
 
 class TrainCommand(TyperCommand):
@@ -79,6 +79,8 @@ def train(
         if out is None:
             raise typer.BadParameter("name the folder of the new run", param_hint="-o RUN")
         jobs, source = planned(config, settings or [], fold, out, data)
+    store: Source
+    failed: dict[str, str]
     beforehand.packages("train", "monai", "lightning_fabric")
     beforehand.writable(jobs[0].run, "the run")
     if init is not None:
@@ -86,10 +88,16 @@ def train(
 
         if len(runs := read_model(init).runs) > 1:
             raise CheckpointError(f"--init {init}: holds {len(runs)} runs ({runs[0]}, ...); name one of them")
-    if dry_run and not is_store(source):
+    if dry_run and source is not None and not is_store(source):
         _say_unprepared(source, labels, spacing, jobs)
         return
-    store, failed = open_data(source, (resume or out or Path()) / "store", spacing, labels)
+    if source is None:
+        from medmap.predict import resolve_device
+        from medmap.stream import PhantomStream
+
+        store, failed = PhantomStream(jobs[0].config, resolve_device(device)), {}
+    else:
+        store, failed = open_data(source, (resume or out or Path()) / "store", spacing, labels)
     for job in jobs:
         if job.state in (STOPPED, FINISHED):
             same_data(job.run, store)
@@ -144,7 +152,7 @@ def _say_unprepared(source: Path, labels: str | None, spacing_mm: float | None, 
         console.answer_json({"dry_run": True, "cases": len(folder.cases), "runs": [str(job.run) for job in jobs]})
 
 
-def _say_data(store: Store) -> None:
+def _say_data(store: Source) -> None:
     patients = console.count(len({patient for _, patient, _ in store.roster()}), "patient")
     grid = "mixed spacings" if store.spacing_mm is None else f"{store.spacing_mm:g} mm"
     scheme = "" if store.scheme is None else store.scheme.name
@@ -152,7 +160,7 @@ def _say_data(store: Store) -> None:
     console.say(f"          hash {store.sha256}")
 
 
-def _say_plan(job: Job, store: Store, split: Split, device: str) -> None:
+def _say_plan(job: Job, store: Source, split: Split, device: str) -> None:
     import torch
 
     from medmap.align import build_segmenter
@@ -215,7 +223,7 @@ def _plain(job: Job, split: Split) -> dict[str, Any]:
 # ---- doing it ----------------------------------------------------------------------------------------------------
 
 
-def _run(job: Job, store: Store, init: Path | None, device: str, alone: bool) -> None:
+def _run(job: Job, store: Source, init: Path | None, device: str, alone: bool) -> None:
     from medmap.train import fit
 
     if job.state == BEGUN:

@@ -19,7 +19,7 @@ from medmap.core.box import Box, Index3
 from medmap.core.case import Batch, Prepared
 from medmap.core.modality import ModalitySet
 from medmap.data.augment import augment
-from medmap.data.store import Store
+from medmap.data.source import Source
 from medmap.errors import InputError
 
 # Independent streams of random numbers of one seed.
@@ -119,17 +119,17 @@ def stack_windows(
 
 
 class Patients(Sequence[Prepared]):
-    """Some cases of a store with some of its modalities; a case's arrays are open only while somebody holds it.
+    """Some cases of a source with some of its modalities; a case's arrays are open only while somebody holds it.
 
     Raises InputError, naming the cases, where none of the modalities is there or there is no segmentation.
     """
 
-    def __init__(self, store: Store, ids: Sequence[str], modalities: ModalitySet) -> None:
-        self.store = store
+    def __init__(self, source: Source, ids: Sequence[str], modalities: ModalitySet) -> None:
+        self.source = source
         self.ids = tuple(ids)
         self.modalities = modalities
-        bare = [case for case in ids if not any(name in modalities for name in store.sequences(case))]
-        unlabelled = [case for case in ids if not store.has_labels(case)]
+        bare = [case for case in ids if not any(name in modalities for name in source.sequences(case))]
+        unlabelled = [case for case in ids if not source.has_labels(case)]
         for cases, what in ((bare, f"none of the modalities {', '.join(modalities)}"), (unlabelled, "no segmentation")):
             if cases:
                 raise InputError(
@@ -140,8 +140,13 @@ class Patients(Sequence[Prepared]):
     def __len__(self) -> int:
         return len(self.ids)
 
+    def expect(self, step: int, batch_size: int, seed: int) -> None:
+        """Tell where the patients come from which ones the steps from this one on will draw."""
+        soon = [i for ahead in range(4) for i in cases_of_step(len(self), batch_size, seed, step + ahead)]
+        self.source.expect([self.ids[i] for i in soon])
+
     def __getitem__(self, index: Any) -> Any:
-        case = self.store.load(self.ids[index])
+        case = self.source.load(self.ids[index])
         return replace(case, images={n: image for n, image in case.images.items() if n in self.modalities})
 
 

@@ -15,7 +15,7 @@ from medmap.config import DataConfig
 from medmap.errors import InputError
 
 if TYPE_CHECKING:
-    from medmap.data.store import Store
+    from medmap.data.source import Source
 
 PARTS = ("train", "val", "test")
 
@@ -121,11 +121,19 @@ def published(name: str, available_ids: Iterable[str]) -> Split:
     )
 
 
-def choose_split(config: DataConfig, store: Store) -> Split:
-    """The division of a store that a configuration names. Raises InputError where the data do not allow it."""
+def choose_split(config: DataConfig, source: Source) -> Split:
+    """The division of the patients that a configuration names. Raises InputError where the data do not allow it."""
+    if config.source == "phantom":
+        return _streamed(source)
     if config.split != "kfold":
-        return published(config.split, store.ids)
-    return kfold(store.roster(), config.folds, config.fold, config.split_seed, config.val_fraction)
+        return published(config.split, source.ids)
+    return kfold(source.roster(), config.folds, config.fold, config.split_seed, config.val_fraction)
+
+
+def _streamed(source: Source) -> Split:
+    """Of patients that are simulated as they are needed, the first group validates; none is a test case."""
+    train, held_out = (tuple(id for id, _, group in source.roster() if group == part) for part in ("train", "val"))
+    return Split("phantoms", train, held_out, (), sha256_of(train, held_out, ()))
 
 
 def published_names() -> list[str]:

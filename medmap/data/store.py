@@ -167,6 +167,13 @@ class Store:
         """Volume of each sequence's non-zero voxels in its file, ml."""
         return {name: float(image["brain_ml"]) for name, image in self._record(case_id)["images"].items()}
 
+    def expect(self, ids: Iterable[str]) -> None:
+        """Cases that will be asked for soon: nothing to be done, their arrays are mapped."""
+
+    def provenance(self) -> dict[str, Any]:
+        """What a run folder notes, to find the same patients again."""
+        return {"store": str(self.path.resolve()), "store_sha256": self.sha256}
+
     def load(self, case_id: str) -> Prepared:
         """One case, its arrays mapped read-only. Raises InputError for an unknown id or a damaged array."""
         record = self._record(case_id)

@@ -7,6 +7,7 @@ asked for, nor a patient on who else is in the batch.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -82,6 +83,12 @@ class Settings:
         """The modalities that are made."""
         return self.modalities or ModalitySet(organ_named(self.organ).usual)
 
+    @property
+    def scheme_name(self) -> str:
+        """The scheme of the codes that occur: 4 is in use only after surgery."""
+        scheme = organ_named(self.organ).scheme.name
+        return "brats2023" if scheme == "brats2024" and not self.operated else scheme
+
 
 PLAIN = Settings()
 
@@ -94,13 +101,21 @@ class Rendered(NamedTuple):
     mask: Bool[Tensor, "B X Y Z"]
 
 
-def simulate(seed: int, settings: Settings = PLAIN, *, shape: Index3 | None = None, id: str | None = None) -> Case:
+def simulate(
+    seed: int,
+    settings: Settings = PLAIN,
+    *,
+    shape: Index3 | None = None,
+    id: str | None = None,
+    device: torch.device | str = "cpu",
+) -> Case:
     """One patient with its truth, the same for the same arguments.
 
     seed:     0 or more
     settings: as for all patients of a set; an image does not depend on which others are made, nor on their order
     shape:    X, Y, Z voxels; at least 160×192×160 mm; by default the next multiples of 8 above that
     id:       the case's name; PHANTOM-00007-000 for seed 7 by default
+    device:   where it is made; on a GPU the noise is another, everything else is the same but for rounding
 
     Images are whole numbers from 1 to 32767 inside the skull-stripped brain (Float32) and exactly 0 outside; a
     sequence's slices may miss a few mm of the brain. Labels are UInt8 in the codes of BraTS 2023 (1 necrotic core,
@@ -111,12 +126,18 @@ def simulate(seed: int, settings: Settings = PLAIN, *, shape: Index3 | None = No
     >>> case.id, case.grid.shape, sorted(case.images)
     ('PHANTOM-00000-000', (40, 48, 40), ['t1c', 't1n', 't2f', 't2w'])
     """
-    lattice = grid_of(settings, shape)
+    lattice = grid_of(settings, shape, device)
     rendered = render([patient_of(seed, settings)], settings, lattice)
     affine = np.diag([settings.spacing_mm] * 3 + [1.0])
-    affine[:3, 3] = lattice.start_mm[0].numpy()
-    images = {name: image.numpy() for name, image in zip(settings.names, rendered.images[0], strict=True)}
-    return Case(id or f"PHANTOM-{seed:05d}-000", images, affine, rendered.labels[0].numpy())
+    affine[:3, 3] = lattice.start_mm[0].cpu().numpy()
+    images = {name: image.cpu().numpy() for name, image in zip(settings.names, rendered.images[0], strict=True)}
+    return Case(id or f"PHANTOM-{seed:05d}-000", images, affine, rendered.labels[0].cpu().numpy())
+
+
+def alone_on_its_core() -> None:
+    """How a process that simulates for another one begins: one thread, and an interrupt is its parent's business."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def patient_of(seed: int, settings: Settings) -> Patient:

@@ -1,0 +1,139 @@
+"""Phantoms that are simulated while training asks for them: no patient comes twice, nothing is written to disk.
+
+`PhantomStream` answers as a `Store` does. Patient number i is a function of (the run's seed, i), so a resumed run goes
+on with the patients it would have had. On a CPU, other processes simulate ahead of the training; on a GPU a phantom
+takes so little that it is made there when its turn comes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medmap.config import Config
+from medmap.core.case import Prepared
+from medmap.core.labels import SCHEMES, LabelScheme
+from medmap.core.modality import ModalitySet
+from medmap.data.preprocess import prepare_case
+from medmap.phantom import Settings, simulate
+from medmap.phantom.simulate import alone_on_its_core
+
+AHEAD = 12
+"""Patients simulated in advance, at most."""
+
+
+class PhantomStream:
+    """Simulated patients, as many as a run will look at; the first ones validate.
+
+    config: the run's; ``phantom`` says how they are made, ``seed`` which they are
+    device: where they are simulated when it is a GPU
+    """
+
+    def __init__(self, config: Config, device: torch.device | str = "cpu") -> None:
+        wanted = config.phantom
+        names = None if config.data.modalities is None else ModalitySet(config.data.modalities)
+        self.settings = Settings(
+            names,
+            wanted.organ,
+            spacing_mm=wanted.spacing_mm,
+            noise=wanted.noise,
+            noise_correlation=wanted.noise_correlation,
+            randomised=wanted.randomised,
+            operated=wanted.operated,
+        )
+        self.seed = config.seed
+        self._val = wanted.val
+        self.path = Path("phantoms")
+        self.ids = tuple(f"PHANTOM-{i:06d}" for i in range(wanted.val + config.train.steps * config.train.batch_size))
+        self._device = torch.device(device)
+        self._workers = 0 if self._device.type == "cuda" else _workers(wanted.workers)
+        self._pool: ProcessPoolExecutor | None = None
+        self._coming: dict[str, Future[Prepared]] = {}
+        self._kept = lru_cache(maxsize=max(1, wanted.val))(self._simulated)
+
+    @property
+    def scheme(self) -> LabelScheme:
+        """Classes and regions of the labels."""
+        return _scheme(self.settings)
+
+    @property
+    def modalities(self) -> ModalitySet:
+        """The sequences that are simulated."""
+        return self.settings.names
+
+    @property
+    def spacing_mm(self) -> float:
+        """Edge of the voxels."""
+        return self.settings.spacing_mm
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 (hex) of all that the patients follow from."""
+        matter = asdict(self.settings) | {"modalities": list(self.modalities), "seed": self.seed}
+        return hashlib.sha256(json.dumps(matter, sort_keys=True).encode()).hexdigest()
+
+    def roster(self) -> list[tuple[str, str, str | None]]:
+        """(id, patient, group) of every case; the first ones are of group val, the others of group train."""
+        return [(id, id, "val" if i < self._val else "train") for i, id in enumerate(self.ids)]
+
+    def sequences(self, case_id: str) -> tuple[str, ...]:
+        """The sequences of a case: all of them."""
+        return self.modalities.names
+
+    def has_labels(self, case_id: str) -> bool:
+        """Always."""
+        return True
+
+    def expect(self, ids: Sequence[str]) -> None:
+        """Begin to simulate cases that will be asked for soon, in this order."""
+        if not self._workers:
+            return
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"), alone_on_its_core)
+            weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
+        for id in ids:
+            if len(self._coming) >= AHEAD:
+                break
+            if id not in self._coming:
+                self._coming[id] = self._pool.submit(_make, id, self._seed_of(id), self.settings)
+
+    def load(self, case_id: str) -> Prepared:
+        """One case: what was simulated ahead, or else simulated now."""
+        if case_id in self._coming:
+            return self._coming.pop(case_id).result()
+        return self._kept(case_id)
+
+    def provenance(self) -> dict[str, Any]:
+        """What a run folder notes; with the run's configuration, all there is."""
+        return {"store": None, "store_sha256": self.sha256}
+
+    def _simulated(self, case_id: str) -> Prepared:
+        return _make(case_id, self._seed_of(case_id), self.settings, self._device)
+
+    def _seed_of(self, case_id: str) -> int:
+        number = int(case_id.rpartition("-")[2])
+        return int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
+
+
+def _make(id: str, seed: int, settings: Settings, device: torch.device | str = "cpu") -> Prepared:
+    return prepare_case(simulate(seed, settings, id=id, device=device), _scheme(settings))
+
+
+def _scheme(settings: Settings) -> LabelScheme:
+    return SCHEMES[settings.scheme_name]
+
+
+def _workers(wanted: int | None) -> int:
+    return max(1, (os.cpu_count() or 1) - 1) if wanted is None else wanted
