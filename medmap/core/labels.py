@@ -118,6 +118,12 @@ SCHEMES: dict[str, LabelScheme] = {
         LabelScheme("brats2023", _GLIOMA, {"ncr": 1, "ed": 2, "et": 3}, _REGIONS),
         LabelScheme("brats2024", (*_GLIOMA, "rc"), {"ncr": 1, "ed": 2, "et": 3, "rc": 4}, {**_REGIONS, "RC": ("rc",)}),
         LabelScheme("msd", _GLIOMA, {"ed": 1, "ncr": 2, "et": 3}, _REGIONS),
+        LabelScheme(
+            "liver",
+            ("background", "liver", "lesion"),
+            {"liver": 1, "lesion": 2},
+            {"LIVER": ("liver", "lesion"), "LESION": ("lesion",)},
+        ),
     )
 }
 """Known families. BraTS 2018–2021 share ``brats2021``; 4 means enhancing tumour there and resection cavity in 2024."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from medmap.errors import InputError
 from medmap.phantom.brain import BRAIN
+from medmap.phantom.liver import LIVER
 from medmap.phantom.organ import Organ
 from medmap.phantom.scan import Scan, draw_relaxation, draw_scan
 
@@ -88,4 +89,4 @@ def _draw_relaxation(organ: Organ, field_t: float, generator: np.random.Generato
     }
 
 
-ORGANS: dict[str, Organ] = {"brain": BRAIN}
+ORGANS: dict[str, Organ] = {"brain": BRAIN, "liver": LIVER}

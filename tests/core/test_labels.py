@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from medmap.core.labels import SCHEMES, LabelScheme, scheme_named
 from medmap.errors import InputError
 
-LIVER = LabelScheme(
-    "liver", ("background", "liver", "lesion"), {"liver": 10, "lesion": 255}, {"all": ("liver", "lesion")}
+MADE_UP = LabelScheme(
+    "made up", ("background", "organ", "cyst"), {"organ": 10, "cyst": 255}, {"all": ("organ", "cyst")}
 )
 
 
@@ -32,6 +32,13 @@ def test_regions_of_each_family_in_file_codes(scheme: str, wt: set[int], tc: set
     assert codes == {"WT": wt, "TC": tc, "ET": et}
 
 
+def test_a_lesion_belongs_to_the_liver() -> None:
+    liver = SCHEMES["liver"]
+    classes = liver.encode(np.array([0, 1, 2]))
+    assert liver.region_mask(classes, "LIVER").tolist() == [False, True, True]
+    assert liver.region_mask(classes, "LESION").tolist() == [False, False, True]
+
+
 def test_four_is_enhancing_tumour_in_2021_and_a_cavity_apart_in_2024() -> None:
     four = np.array([4])
     assert SCHEMES["brats2021"].classes[SCHEMES["brats2021"].encode(four)[0]] == "et"
@@ -41,7 +48,7 @@ def test_four_is_enhancing_tumour_in_2021_and_a_cavity_apart_in_2024() -> None:
     assert later.region_mask(later.encode(four), "RC").all()
 
 
-@pytest.mark.parametrize("scheme", [*SCHEMES.values(), LIVER], ids=lambda s: s.name)
+@pytest.mark.parametrize("scheme", [*SCHEMES.values(), MADE_UP], ids=lambda s: s.name)
 def test_regions_are_nested_and_codes_return(scheme: LabelScheme) -> None:
     codes = np.array([[0, *scheme.codes.values()]], np.int16)
     classes = scheme.encode(codes)
