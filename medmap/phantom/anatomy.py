@@ -19,7 +19,7 @@ WARP_MM = 4.0
 WARP_SHAPE = (42, 50, 42)
 
 WIDENING_STEPS = 6
-"""The ventricles' walls move by 6 mm at most, and a step by 1 mm: less than what their outward direction changes over."""
+"""The ventricles' walls move by 6 mm at most, so by 1 mm in a step: less than their outward direction changes over."""
 
 BEND_SCALES_MM = (42.0, 18.0)
 """The deformation is the sum of a slow one, which makes heads differ in shape, and a faster one, which moves sulci."""

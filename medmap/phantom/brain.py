@@ -154,15 +154,16 @@ def _with_tumour(
     soft = max(2.5, lattice.spacing_mm)
     whole = _ramp(depth["wt"], column("edge_mm") + lattice.spacing_mm)
     core = torch.minimum(_ramp(depth["tc"], soft), _ramp(depth["wt"], soft))
-    cavity = core * _ramp(depth["rc"], soft)
-    rim = core * _ramp(depth["et"], soft) * (1 - cavity)
-    dead = core - rim - cavity
+    hollow = _ramp(depth["rc"], soft)
+    rim = core * (1 - hollow) * _ramp(depth["et"], soft)
+    cavity = core * hollow
+    dead = (core - rim - cavity).clamp(min=0)
     # wettest deep inside; what there is between voxels of oedema is the healthy tissue
     wet = column("oedema") * (0.6 + 0.4 * (depth["wt"] / 10).clamp(0, 1)) + 0.2 * fields.rough + 0.08 * fields.grain
     swollen = (whole - core).clamp(min=0) * wet.clamp(0.1, 1.0)
     halo = _ramp(column("halo_mm") * (1 + 0.5 * fields.rough) - maps["wall"], 2.0).clamp(max=0.7)
     spots = 0.8 * _ramp(fields.grain + 0.5 * fields.rough - 4.0 + column("spots"), 0.8) * _ramp(maps["depth"] - 12, 4.0)
-    leaky = torch.maximum(halo, spots) * healthy["white"] * (1 - whole)
+    leaky = torch.maximum(halo, spots) * healthy["white"] * (1 - torch.maximum(whole, core))
     solid = (column("solid") + 0.35 * fields.rough - 0.3 * (depth["tc"] / 15).clamp(0, 1)).clamp(0, 1)
     bled = _ramp(fields.rough - 2.0 + 3.0 * column("bleeding"), 0.5) * (column("bleeding") > 0)
     taken_up = (column("uptake") + 0.25 * fields.grain).clamp(0.4, 1.0)

@@ -211,8 +211,9 @@ def acquisition(scan: Scan, shape: Index3, spacing_mm: float) -> tuple[list[Matr
         axis, n = scan.slice_axis, shape[scan.slice_axis]
         back, averaged = _slices(n, spacing_mm, scan.slice_mm, scan.gap)
         signal[axis] = blurs[axis] @ back @ averaged
-        # as many slices as there are, the rest of the drawn noise is not used
-        noise[axis] = blurs[axis] @ np.pad(back, ((0, 0), (0, n - back.shape[1])))
+        # a slice's noise is that drawn for the voxel in its middle, so scans of other slices share it where they meet
+        middle = np.rint(averaged @ np.arange(n)).astype(int)
+        noise[axis] = blurs[axis] @ back @ np.eye(n)[middle]
     return signal, noise
 
 
