@@ -215,15 +215,37 @@ def test_check_answers_for_people_and_programs(tiny_phantoms: Path, tmp_path: Pa
 
 def test_simulate(tmp_path: Path) -> None:
     words = ("simulate", "-o", tmp_path / "p", "-n", 2, "--spacing", 4, "--modalities", "flair+t1ce", "--seed", 3)
-    assert "would write 2 patients with t1c+t2f" in works(*words, "--dry-run")
+    assert "would write 2 patients with t2f+t1c" in works(*words, "--dry-run")
     assert not (tmp_path / "p").exists()
     assert answer(*words)["ids"] == ["PHANTOM-00000-000", "PHANTOM-00001-000"]
     names = sorted(path.name.split("-")[-1] for path in (tmp_path / "p" / PATIENT).iterdir())
     assert names == ["seg.nii.gz", "t1c.nii.gz", "t2f.nii.gz"]
-    assert "modality adc is not one of" in fails("simulate", "-o", tmp_path / "q", "-n", 1, "--modalities", "adc")
-    assert "spacing" in fails("simulate", "-o", tmp_path / "q", "-n", 1, "--spacing", 9)
+    one = ("simulate", "-o", tmp_path / "q", "-n", 1)
+    assert "would write 1 patient with t1n+t1c+t2w+t2f at 2 mm" in works(*one, "--dry-run")
+    assert "modality pet: no signal equation" in fails(*one, "--modalities", "pet")
+    assert "organ 'spleen': not simulated; expected one of brain" in fails(*one, "--organ", "spleen")
+    assert "spacing: found 9" in fails(*one, "--spacing", 9)
+    assert "--mode: found 'odd'" in fails(*one, "--mode", "odd")
+    assert "randomised: found 1.5" in fails(*one, "--mode", 1.5)
+    assert "noise: found -1" in fails(*one, "--noise", -1)
     assert "Invalid value for '-n'" in fails("simulate", "-o", tmp_path / "q", "-n", 0, code=2)
     assert not (tmp_path / "q").exists()
+
+
+def test_simulate_in_the_layout_of_another_year(tmp_path: Path) -> None:
+    words = ("simulate", "-o", tmp_path / "p", "-n", 1, "--spacing", 4, "--layout")
+    assert "layout 'brats1999': not known; expected one of brats2023" in fails(*words, "brats1999")
+    assert "layout brats2021: has no label for rc" in fails(*words, "brats2021", "--operated", 0.1, "--dry-run")
+    assert "layout brats2021: has no name for adc" in fails(*words, "brats2021", "--modalities", "t1+adc")
+    assert not (tmp_path / "p").exists()
+    works(*words, "brats2021", "--modalities", "flair", "--mode", "randomised")
+    assert sorted(path.name for path in (tmp_path / "p" / PATIENT).iterdir()) == [
+        f"{PATIENT}_flair.nii.gz",
+        f"{PATIENT}_seg.nii.gz",
+    ]
+    assert "Ready: the case can be used." in works("check", tmp_path / "p")
+    found = answer("check", tmp_path / "p", "--deep")
+    assert (found["labels"]["scheme"]["name"], found["notes"]) == ("brats2021", [])
 
 
 def test_prepare(tiny_phantoms: Path, tiny_store: Path, tmp_path: Path) -> None:
@@ -266,8 +288,7 @@ def test_a_disk_without_room(
     tiny_phantoms: Path, tiny_run: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))  # type: ignore[attr-defined]
-    assert "10 bytes" not in fails("simulate", "-n", 9, "-o", tmp_path / "p")
-    assert "0 MB are free; make room" in fails("simulate", "-n", 9, "-o", tmp_path / "p")
+    assert "0.0 GB are free; make room" in fails("simulate", "-n", 9, "-o", tmp_path / "p")
     assert "GB are free; make room" in fails("prepare", tiny_phantoms, "-o", tmp_path / "s")
     predict = ("predict", "--model", tiny_run, "--t2f", image, "-o", tmp_path / "seg.nii.gz")
     assert "MB are free; make room" in fails(*predict)

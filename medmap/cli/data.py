@@ -42,13 +42,24 @@ def simulate(
     count: Annotated[int, typer.Option("-n", "--number", min=1, metavar="N", help="Number of patients.")],
     seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="The same patients for the same seed.")] = 0,
     spacing: Annotated[float, typer.Option("--spacing", metavar="MM", help="Edge of the voxels, 1 to 4.")] = 2.0,
+    organ: Annotated[
+        str, typer.Option("--organ", metavar="NAME", help="brain, with a glioma; or liver, with lesions.")
+    ] = "brain",
     modalities: Annotated[
-        str, typer.Option("--modalities", metavar="A+B", help="Any of t1n t1c t2w t2f pd t2star dwi adc.")
-    ] = "t1n+t1c+t2w+t2f",
+        str | None,
+        typer.Option(
+            "--modalities",
+            metavar="A+B",
+            help="Any of the brain's t1n t1c t2w t2f pd t2star dwi adc.",
+            show_default="the organ's usual ones",
+        ),
+    ] = None,
     mode: Annotated[
         str, typer.Option("--mode", metavar="MODE", help="physical, randomised, or the weight of randomised, 0 to 1.")
     ] = "physical",
-    noise: Annotated[float, typer.Option("--noise", metavar="S", help="Its sigma; white matter's signal is 1.")] = 0.02,
+    noise: Annotated[
+        float, typer.Option("--noise", metavar="S", help="Its sigma; white matter's signal is 1.")
+    ] = 0.015,
     correlation: Annotated[
         float, typer.Option("--noise-correlation", metavar="R", help="Of the noise of any two sequences, 0 to 1.")
     ] = 0.0,
@@ -58,32 +69,40 @@ def simulate(
     missing: Annotated[
         float, typer.Option("--missing", metavar="P", min=0, max=1, help="Probability that a sequence does not exist.")
     ] = 0.0,
+    layout: Annotated[
+        str, typer.Option("--layout", metavar="NAME", help="Names of files and codes of labels: brats2023, brats2021.")
+    ] = "brats2023",
     json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Make up patients with a glioma, as BraTS 2023 lays them out. Goes on where it was interrupted."""
+    """Make up patients with a tumour, as BraTS lays its own out. Goes on where it was interrupted."""
     console.MANNER.json = json
     from medmap.core.modality import ModalitySet
     from medmap.phantom import Settings, write_phantoms
+    from medmap.phantom.write import layout_for
 
-    wanted = ModalitySet(tuple(name for name in modalities.replace(",", "+").split("+") if name.strip()))
+    wanted = None
+    if modalities is not None:
+        wanted = ModalitySet(tuple(name for name in modalities.replace(",", "+").split("+") if name.strip()))
     settings = Settings(
         wanted,
+        organ=organ,
         spacing_mm=spacing,
         noise=noise,
         noise_correlation=correlation,
         randomised=_weight(mode),
         operated=operated,
     )
+    layout_for(layout, settings)
     beforehand.writable(out, "patients")
     ids: list[str] = []
     if not dry_run:
         with console.progress("simulating") as tell:
-            ids = write_phantoms(out, count, seed, settings, missing=missing, on_progress=tell)
+            ids = write_phantoms(out, count, seed, settings, layout=layout, missing=missing, on_progress=tell)
     if json:
         console.answer_json({"out": str(out), "dry_run": dry_run, "count": count, "ids": ids})
         return
-    what = f"{console.count(count, 'patient')} with {wanted} at {spacing:g} mm"
+    what = f"{console.count(count, 'patient')} with {settings.names} at {spacing:g} mm"
     console.answer(f"would write {what} into {out}" if dry_run else f"{out}: {what}, {ids[0]} to {ids[-1]}")
     if not dry_run:
         console.say(f"next: medmap check {out}, or medmap prepare {out} -o STORE")

@@ -131,7 +131,8 @@ class Look:
                     heads.append(name)
             except InputError as error:
                 self._error("unreadable", error, ref.path)
-        if heads:
+        elsewhere = self.case.scheme is not None and "WT" not in self.case.scheme.regions  # not of a head
+        if heads and not elsewhere:
             names = ", ".join(heads) + (" looks like a raw head" if len(heads) == 1 else " look like raw heads")
             what = f"not skull-stripped: {names}"
             self._add("raw", what, "strip it, each sequence: hd-bet -i IN -o OUT, or mri_synthstrip -i IN -o OUT")

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from medmap.core.modality import ALIASES
 from medmap.data.nifti import stem
 
 
-def by_tail(paths: list[Path]) -> tuple[dict[str, dict[str, Path]], dict[str, Path], list[Path]]:
-    """{case: {modality: file}}, {case: segmentation}, and what is neither, by the ends of the names."""
+def by_tail(
+    paths: list[Path], others: Collection[str] = ()
+) -> tuple[dict[str, dict[str, Path]], dict[str, Path], list[Path]]:
+    """{case: {modality: file}}, {case: segmentation}, and what is neither, by the ends of the names.
+
+    others: sequences besides the four of BraTS that are known to occur, by their own names
+    """
     images: dict[str, dict[str, Path]] = {}
     segs: dict[str, Path] = {}
     spare: list[Path] = []
+    names = {name: name for name in others} | ALIASES
     for path in paths:
         match = _TAIL.fullmatch(stem(path))
         case, tail = (match["id"] or "", match["tail"].lower()) if match else ("", "")
-        name = ALIASES.get(re.sub("^t2[-_]", "", tail) if "flair" in tail else tail)
+        name = names.get(re.sub("^t2[-_]", "", tail) if "flair" in tail else tail)
         if name is not None and name not in images.get(case, {}):
             images.setdefault(case, {})[name] = path
         elif tail in SEG_WORDS and case not in segs:

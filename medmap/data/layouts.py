@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -73,12 +73,12 @@ def recognise(path: Path | str, labels: str | None = None, deep: bool = False) -
 
 
 def phantoms(root: Path) -> Found:
-    """A folder with ``phantoms.json``, which names the label map, and cases with BraTS 2023 names."""
+    """A folder with ``phantoms.json``, which names the label map, and cases with the names of BraTS."""
     table = _json(root / "phantoms.json")
     if table is None:
         return Found()
     scheme = scheme_named(str(table.get("labels", "brats2023")))
-    cases, notes = brats(root)
+    cases, notes = brats(root, tuple(map(str, table.get("modalities", ()))))
     known = LabelMap((scheme.name,), f"phantoms.json says {scheme.name}", scheme)
     return Found([replace(case, family="phantom", map=known, group="") for case in cases], notes)
 
@@ -170,23 +170,28 @@ def bids(root: Path) -> Found:
     return Found(cases, notes)
 
 
-def brats(root: Path) -> Found:
+def brats(root: Path, others: Collection[str] = ()) -> Found:
     """Names that end in a sequence: BraTS 2018–2021 ``ID/ID_t1ce.nii.gz``, 2023–2025 ``ID/ID-t1c.nii.gz``, and the
-    same with ids or separators of one's own; in folders of a case each, all in one folder, or one single case."""
+    same with ids or separators of one's own; in folders of a case each, all in one folder, or one single case.
+
+    others: further sequences that are known to occur
+    """
     if root.is_file():
         return Found()
     cases: list[CaseFiles] = []
     notes: list[str] = []
     for folder, paths in _walk(root):
-        cases += _named_cases(root, folder, paths, notes)
+        cases += _named_cases(root, folder, paths, notes, others)
     return Found(cases, notes)
 
 
 # ---- parts of layouts ------------------------------------------------------------------------------------------
 
 
-def _named_cases(root: Path, folder: Path, paths: list[Path], notes: list[str]) -> Iterator[CaseFiles]:
-    images, segs, spare = by_tail(paths)
+def _named_cases(
+    root: Path, folder: Path, paths: list[Path], notes: list[str], others: Collection[str]
+) -> Iterator[CaseFiles]:
+    images, segs, spare = by_tail(paths, others)
     if not images:
         return
     # One BraTS 2020 case names its segmentation W39_1998.09.19_Segm: what says seg beside one case belongs to it.

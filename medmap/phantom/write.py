@@ -1,7 +1,7 @@
-"""Many simulated patients on disk, in the layout of BraTS 2023, beside a manifest of every number that was drawn.
+"""Many simulated patients on disk, named as BraTS names its own, beside a manifest of every number that was drawn.
 
     OUT/phantoms.json
-    OUT/PHANTOM-00000-000/PHANTOM-00000-000-{t1n,t1c,t2w,t2f,seg}.nii.gz
+    OUT/PHANTOM-00000-000/PHANTOM-00000-000-{t1n,t1c,t2w,t2f,seg}.nii.gz      or as `LAYOUTS` says
 
 A patient's folder appears at once and whole, under its name, so that an interrupted run can be started again.
 """
@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -24,12 +24,32 @@ import torch
 from numpy.typing import NDArray
 
 from medmap.core.case import Case
+from medmap.core.labels import scheme_named
 from medmap.core.modality import ModalitySet
 from medmap.errors import InputError
 from medmap.phantom.patient import organ_named
 from medmap.phantom.simulate import PLAIN, Settings, patient_of, simulate
 
 MANIFEST = "phantoms.json"
+
+
+class Layout(NamedTuple):
+    """What a collection calls its files, and the codes of its labels.
+
+    name, file: of the layout; pattern of its file names
+    words:      {sequence: its word in a file's name}, all there are; empty: any sequence, by its own name
+    scheme:     the label scheme; where the table leaves it empty, the one of what is simulated
+    """
+
+    name: str
+    file: str
+    words: Mapping[str, str]
+    scheme: str
+
+    def file_name(self, id: str, what: str) -> str:
+        """Name of the file of a sequence, or of the segmentation ``seg``."""
+        return self.file.format(id=id, what=self.words.get(what, what))
+
 
 Progress = Callable[[int, int, str], None]
 
@@ -40,6 +60,7 @@ def write_phantoms(
     seed: int,
     settings: Settings = PLAIN,
     *,
+    layout: str = "brats2023",
     missing: float = 0.0,
     workers: int | None = None,
     on_progress: Progress | None = None,
@@ -50,6 +71,7 @@ def write_phantoms(
     count:       number of patients, at least 1; a larger count later adds patients and changes none
     seed:        with a patient's number it decides everything about that patient
     settings:    as in `simulate`
+    layout:      names of the files and codes of the labels, a key of `LAYOUTS`
     missing:     probability 0 … 1 with which each sequence of a patient does not exist; one always stays
     workers:     processes; by default one per core, and none but this one for a few patients
     on_progress: called after each patient with (done, count, id)
@@ -58,17 +80,19 @@ def write_phantoms(
     request, a folder that cannot be written or has no room, and a folder of phantoms made with other settings.
     """
     _check(count, seed, missing)
+    files = layout_for(layout, settings)
     _check_writable(out)
-    known = _known(out, _described(settings, seed, missing))
+    described = _described(settings, files, seed, missing)
+    known = _known(out, described)
     plan = [_planned(index, seed, settings, missing) for index in range(count)]
-    todo = [job for job in plan if not _whole(out / job[0], job[0], job[2])]
+    todo = [job for job in plan if not _whole(out / job[0], files, job)]
     _check_room(out, len(todo), settings)
     for id, patient_seed, there in plan:
         known[id] = {"id": id, "sequences": list(there), **patient_of(patient_seed, settings).to_dict()}
-    _write_manifest(out, _described(settings, seed, missing), known)
+    _write_manifest(out, described, known)
     done = count - len(todo)
     try:
-        for id in _worked(out, todo, settings, workers):
+        for id in _worked(out, todo, settings, files, workers):
             done += 1
             if on_progress is not None:
                 on_progress(done, count, id)
@@ -80,6 +104,32 @@ def write_phantoms(
     return [id for id, _, _ in plan]
 
 
+def layout_for(name: str, settings: Settings) -> Layout:
+    """A layout by name, for patients of these settings.
+
+    Raises InputError for an unknown layout, and where it has no name for a sequence or no code for a class.
+
+    >>> layout_for("brats2021", PLAIN).file_name("A", "t2f")
+    'A_flair.nii.gz'
+    """
+    if name not in LAYOUTS:
+        raise InputError(f"layout {name!r}: not known; expected one of {', '.join(LAYOUTS)}")
+    layout, made = LAYOUTS[name], scheme_named(settings.scheme_name)
+    if strange := [modality for modality in settings.names if layout.words and modality not in layout.words]:
+        raise InputError(
+            f"layout {name}: has no name for {', '.join(strange)}; expected any of {', '.join(layout.words)}, "
+            "or another layout"
+        )
+    scheme = scheme_named(layout.scheme or made.name)
+    if not scheme.same_classes(made):
+        without = [label for label in made.classes if label not in scheme.classes] or made.classes[1:]
+        raise InputError(
+            f"layout {name}: has no label for {', '.join(without)}; expected a brain and operated = 0, "
+            "or another layout"
+        )
+    return layout._replace(scheme=scheme.name)
+
+
 Job = tuple[str, int, ModalitySet]
 """Id, seed and the sequences that exist."""
 
@@ -89,36 +139,33 @@ def _planned(index: int, seed: int, settings: Settings, missing: float) -> Job:
     return f"PHANTOM-{index:05d}-000", patient_seed, _sequences(seed, index, settings.names, missing)
 
 
-def _worked(out: Path, jobs: Sequence[Job], settings: Settings, workers: int | None) -> Iterator[str]:
+def _worked(out: Path, jobs: Sequence[Job], settings: Settings, layout: Layout, workers: int | None) -> Iterator[str]:
     """Does the jobs and gives each one's id when its patient is on disk."""
     if workers is None:
         workers = min(os.cpu_count() or 1, len(jobs) // 8)  # a process takes seconds to start
     if workers <= 1:
-        yield from (_work(out, job, settings) for job in jobs)
+        yield from (_work(out, job, settings, layout) for job in jobs)
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         try:
-            yield from pool.map(_work, *zip(*((out, job, settings) for job in jobs), strict=True))
+            yield from pool.map(_work, *zip(*((out, job, settings, layout) for job in jobs), strict=True))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _work(out: Path, job: Job, settings: Settings) -> str:
+def _work(out: Path, job: Job, settings: Settings, layout: Layout) -> str:
     id, seed, there = job
-    _write_case(out, simulate(seed, replace(settings, modalities=there), id=id))
+    case = simulate(seed, replace(settings, modalities=there), id=id)
+    assert case.labels is not None
+    classes = scheme_named(settings.scheme_name).encode(case.labels, id)
+    _write_case(out, replace(case, labels=scheme_named(layout.scheme).decode(classes)), layout)
     return id
 
 
-def _described(settings: Settings, seed: int, missing: float) -> dict[str, Any]:
-    plain = asdict(settings) | {"modalities": list(settings.names)}
-    return {"format": 2, "labels": _labels(settings), "seed": seed, **plain} | {"missing": missing}
-
-
-def _labels(settings: Settings) -> str:
-    """The scheme of the codes that occur: 4 is in use only after surgery."""
-    scheme = organ_named(settings.organ).scheme.name
-    return "brats2023" if scheme == "brats2024" and not settings.operated else scheme
+def _described(settings: Settings, layout: Layout, seed: int, missing: float) -> dict[str, Any]:
+    plain = asdict(settings) | {"modalities": list(settings.names), "missing": missing}
+    return {"format": 2, "layout": layout.name, "labels": layout.scheme, "seed": seed, **plain}
 
 
 def _check(count: int, seed: int, missing: float) -> None:
@@ -180,22 +227,19 @@ def _sequences(seed: int, index: int, modalities: ModalitySet, missing: float) -
     return modalities.pick(name for name, gone in zip(modalities, lost, strict=True) if not gone)
 
 
-def _file_name(id: str, what: str) -> str:
-    return f"{id}-{what}.nii.gz"
+def _whole(folder: Path, layout: Layout, job: Job) -> bool:
+    id, _, there = job
+    return all((folder / layout.file_name(id, what)).is_file() for what in (*there, "seg"))
 
 
-def _whole(folder: Path, id: str, there: ModalitySet) -> bool:
-    return all((folder / _file_name(id, what)).is_file() for what in (*there, "seg"))
-
-
-def _write_case(out: Path, case: Case) -> None:
+def _write_case(out: Path, case: Case, layout: Layout) -> None:
     part = out / f".{case.id}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     assert case.labels is not None
     for name, image in case.images.items():
-        _write_volume(part / _file_name(case.id, name), image.astype(np.int16), case.affine)
-    _write_volume(part / _file_name(case.id, "seg"), case.labels, case.affine)
+        _write_volume(part / layout.file_name(case.id, name), image.astype(np.int16), case.affine)
+    _write_volume(part / layout.file_name(case.id, "seg"), case.labels, case.affine)
     folder = out / case.id
     if not folder.exists():
         os.replace(part, folder)
@@ -206,7 +250,8 @@ def _write_case(out: Path, case: Case) -> None:
 
 
 def _write_volume(path: Path, volume: NDArray[Any], affine: NDArray[np.float64]) -> None:
-    image = nib.Nifti1Image(volume, affine)
+    nifti: Any = nib.Nifti1Image  # whose methods carry no types
+    image = nifti(volume, affine)
     image.header.set_xyzt_units("mm")
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)
@@ -218,3 +263,18 @@ def _write_manifest(out: Path, settings: dict[str, Any], cases: dict[str, dict[s
     manifest = {**settings, "cases": [cases[id] for id in sorted(cases)]}
     part.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     os.replace(part, out / MANIFEST)
+
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        Layout("brats2023", "{id}-{what}.nii.gz", {}, ""),
+        Layout(
+            "brats2021",
+            "{id}_{what}.nii.gz",
+            {"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair"},
+            "brats2021",
+        ),
+    )
+}
+"""What a set can be written as; a new one is a row."""
