@@ -38,7 +38,7 @@ class Settings:
     """What all patients of a set have in common.
 
     modalities:        any of those with a signal equation; the organ's usual ones where none are named
-    organ:             brain (with a glioma)
+    organ:             brain (with a glioma) or liver (with lesions)
     spacing_mm:        edge of the cubic voxels, 1 … 4
     noise:             median over scans of σ of the complex noise, in units of the image's white-matter signal
     noise_correlation: ρ between the complex noise of any two modalities, 0 … 1
