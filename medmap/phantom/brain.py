@@ -82,7 +82,7 @@ def build_brain(brains: Sequence[Brain], lattice: Lattice, streams: Sequence[Str
     anatomy = Anatomy([b.head for b in brains], of("anatomy"), lattice.start_mm.device)
     foci = place(tumours, anatomy, of("growth"))
     anatomy = anatomy.pushed_by(mass_of(tumours, foci))
-    outlines = outline(tumours, anatomy, *grow(tumours, anatomy, foci, of("growth")), of("growth"))
+    outlines = outline(tumours, anatomy, grow(tumours, anatomy, foci, of("growth")), of("growth"))
     maps = anatomy.at(lattice)
     mask = anatomy.brain(maps, lattice, of("anatomy"))
     depth = outlines.at(lattice)
@@ -161,7 +161,7 @@ def _with_tumour(
     # wettest deep inside; what there is between voxels of oedema is the healthy tissue
     wet = column("oedema") * (0.6 + 0.4 * (depth["wt"] / 10).clamp(0, 1)) + 0.2 * fields.rough + 0.08 * fields.grain
     swollen = (whole - core).clamp(min=0) * wet.clamp(0.1, 1.0)
-    halo = _ramp(column("halo_mm") * (1 + 0.5 * fields.rough) - maps["wall"], 2.0).clamp(max=0.7)
+    halo = _ramp(column("halo_mm") * (1 + 0.5 * fields.rough) - maps["wall"], 2.0).clamp(max=0.45)
     spots = 0.8 * _ramp(fields.grain + 0.5 * fields.rough - 4.0 + column("spots"), 0.8) * _ramp(maps["depth"] - 12, 4.0)
     leaky = torch.maximum(halo, spots) * healthy["white"] * (1 - torch.maximum(whole, core))
     solid = (column("solid") + 0.35 * fields.rough - 0.3 * (depth["tc"] / 15).clamp(0, 1)).clamp(0, 1)

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.special import ndtr
 from torch import Tensor
 
@@ -83,6 +84,17 @@ class Tumour:
         return self.rho_per_day * self.infiltration_mm**2
 
 
+class Grown(NamedTuple):
+    """B tumours after growth.
+
+    density: Float[B 1 n n n], c; age: Float[B 1 n n n], ∫ c dt relative to the tumour's oldest point; lattice: of both
+    """
+
+    density: Tensor
+    age: Tensor
+    lattice: Lattice
+
+
 @dataclass(frozen=True)
 class Outlines:
     """Where each compartment is: depth below its surface in mm (positive inside), Float[B 4 X Y Z] on a lattice.
@@ -120,8 +132,8 @@ def draw_tumour(generator: np.random.Generator, *, operated: bool = False) -> Tu
         rho_per_day=float(np.exp(generator.uniform(np.log(0.0012), np.log(0.012)))) * (2.0 if et_ml else 1.0),
         infiltration_mm=float(infiltration_mm),
         grey_ratio=float(generator.uniform(4.0, 12.0)),
-        rough=float(generator.uniform(0.1, 0.5)),
-        core_rough=float(generator.uniform(0.05, 0.25)),
+        rough=float(generator.uniform(0.2, 0.8)),
+        core_rough=float(generator.uniform(0.1, 0.4)),
         rim_rough=float(generator.uniform(0.02, 0.3)),
         patchy=float(generator.uniform(0, 1) ** 3),
         displaced=float(generator.uniform(0.1, 0.9)),
@@ -163,8 +175,8 @@ def grow(
     anatomy: Anatomy,
     foci: Float[Tensor, "B 3 3"],
     generators: Sequence[np.random.Generator],
-) -> tuple[Float[Tensor, "B 1 n n n"], Lattice]:
-    """Cell density c when each tumour has reached its volume, on a lattice of 3 mm round the first focus."""
+) -> Grown:
+    """Let each tumour grow until it has reached its volume, on a lattice of 3 mm round the first focus."""
     lattice = _cube(foci[:, 0], GROWTH_MM, GROWTH_CUBE)
     tissues = anatomy.tissues(maps := anatomy.at(lattice))
     grey = 1 / per_patient([t.grey_ratio for t in tumours], foci)
@@ -176,6 +188,7 @@ def grow(
     pace = pace * (0.5 * smooth_field(lattice, 22.0, generators)).exp() * (spread > 0)
     wanted = torch.tensor([t.wt_ml * 1000 / GROWTH_MM**3 for t in tumours], device=foci.device)
     density = _seeds(tumours, foci, lattice) * (spread > 0)
+    age = torch.zeros_like(density)
     for step in range(MOST_STEPS):
         if step % 8 == 0:
             small = (density > EDGE_DENSITY).flatten(1).sum(1) < wanted
@@ -184,33 +197,35 @@ def grow(
             density = density * (density > 1e-12)  # nor shall a front's far tail become denormal, which is slow
             active = small.to(density.dtype)[:, None, None, None, None]
         density = density + active * (_divergence(density, faces) / STABILITY + pace * density * (1 - density))
-    return density, lattice
+        age = age + active * density
+    return Grown(density, age / age.amax(dim=(2, 3, 4), keepdim=True).clamp(min=1), lattice)
 
 
 def outline(
     tumours: Sequence[Tumour],
     anatomy: Anatomy,
-    density: Float[Tensor, "B 1 n n n"],
-    grown: Lattice,
+    grown: Grown,
     generators: Sequence[np.random.Generator],
 ) -> Outlines:
     """Compartments of exactly the drawn volumes: the points of largest density, deepest core, outermost rim."""
-    lattice = Lattice(grown.start_mm, OUTLINE_MM, (OUTLINE_CUBE,) * 3)
+    lattice = Lattice(grown.lattice.start_mm, OUTLINE_MM, (OUTLINE_CUBE,) * 3)
     tissues = anatomy.tissues(maps := anatomy.at(lattice))
     wide, fine = smooth_field(lattice, 16.0, generators), smooth_field(lattice, 6.0, generators)
     core_wide, core_fine = smooth_field(lattice, 20.0, generators), smooth_field(lattice, 7.0, generators)
     sector = smooth_field(lattice, 18.0, generators)
 
     def column(name: str) -> Tensor:
-        return per_patient([getattr(t, name) for t in tumours], density)
+        return per_patient([getattr(t, name) for t in tumours], grown.density)
 
-    level = onto(_through_fluid(density).clamp(min=1e-12).log(), grown, lattice)
-    inside = (maps["depth"] > 0.5) & (maps["wall"] > 0)
+    level = onto(_through_fluid(grown.density).clamp(min=1e-12).log(), grown.lattice, lattice)
+    age = onto(_through_fluid(grown.age), grown.lattice, lattice)
+    inside = (maps["depth"] > 0.5) & (maps["wall"] > 0) & _off_the_border(lattice)
     # readers leave cortex and sulci out of the oedema; the density there is not much lower
     whole = level + column("rough") * (wide + 0.5 * fine) - 1.5 * tissues["cortex"] - 3.0 * tissues["csf"]
     wt = _outlined(whole, inside, column("wt_ml"), lattice)
     wt = torch.where(inside, wt, wt.clamp(max=-1.0))
-    core = level + column("infiltration_mm").reciprocal() * 6 * column("core_rough") * (core_wide + 0.4 * core_fine)
+    # the core is where cells have been longest: around the foci, whether or not the density there is already full
+    core = age + 0.3 * column("core_rough") * (core_wide + 0.4 * core_fine)
     tc = _outlined(core, wt > 0, column("tc_ml"), lattice)
     all_core = (wt > 0) & (tc > 0)
     buried = _buried(all_core.float())
@@ -227,6 +242,13 @@ def _cube(centre_mm: Float[Tensor, "B 3"], spacing_mm: float, n: int) -> Lattice
     return Lattice(centre_mm - spacing_mm * (n - 1) / 2, spacing_mm, (n, n, n))
 
 
+def _off_the_border(lattice: Lattice) -> Bool[Tensor, "X Y Z"]:
+    """False on the lattice's outermost points: beyond them their values go on, and a tumour must not."""
+    inner = torch.zeros(lattice.shape, dtype=torch.bool, device=lattice.start_mm.device)
+    inner[1:-1, 1:-1, 1:-1] = True
+    return inner
+
+
 def _seeds(tumours: Sequence[Tumour], foci: Float[Tensor, "B 3 3"], lattice: Lattice) -> Float[Tensor, "B 1 n n n"]:
     """Small balls of cells; later foci start with fewer, so they stay smaller."""
     points = lattice.points()
@@ -234,7 +256,8 @@ def _seeds(tumours: Sequence[Tumour], foci: Float[Tensor, "B 3 3"], lattice: Lat
     for number in range(3):
         strength = per_patient([0.8 * 0.03**number * (number < t.foci) for t in tumours], foci)
         away = points - foci[:, number, :, None, None, None]
-        balls.append(strength * (-away.square().sum(1, keepdim=True) / (2 * GROWTH_MM**2)).exp())
+        ball = (-away.square().sum(1, keepdim=True) / (2 * GROWTH_MM**2)).exp()
+        balls.append(strength * ball * (ball > 1e-3))  # or the tail would start growth beyond a sulcus
     return torch.stack(balls).amax(dim=0)
 
 
