@@ -20,8 +20,8 @@ Streams = Mapping[str, np.random.Generator]
 class Body(NamedTuple):
     """What lies in each voxel, for B patients.
 
-    fractions: Float[B T X Y Z], share of each of the organ's tissues; they sum to 1 inside the mask, less where there is
-               air or bone, and to 0 outside
+    fractions: Float[B T X Y Z], share of each of the organ's tissues; they sum to 1 inside the mask (less where
+               there is air or bone) and to 0 outside
     labels:    UInt8[B X Y Z] in the codes of the organ's label scheme
     mask:      Bool[B X Y Z], what is left of the picture, such as the brain after skull-stripping
     """
