@@ -126,9 +126,10 @@ PATTERNS: Mapping[str, Mapping[str, Triple]] = {
 
 
 def _dynamic(phase: str, generator: np.random.Generator) -> Timing:
-    """Three-dimensional spoiled gradient echo within a breath-hold."""
+    """Three-dimensional spoiled gradient echo with fat suppression within a breath-hold."""
     flip = float(np.deg2rad(generator.uniform(10, 14)))
-    return Timing("spoiled_gradient_echo", generator.uniform(0.004, 0.0055), 0.0018, 0.0, flip, phase=phase)
+    tr_s, fat_left = generator.uniform(0.004, 0.0055), float(generator.uniform(0.05, 0.25))
+    return Timing("spoiled_gradient_echo", tr_s, 0.0018, flip_rad=flip, phase=phase, fat_left=fat_left)
 
 
 def _native(field_t: float, generator: np.random.Generator) -> Timing:

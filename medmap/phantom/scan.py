@@ -44,6 +44,7 @@ class Timing:
     tr_s, te_s, ti_s: repetition, echo and inversion time
     flip_rad:         flip angle of a gradient echo
     b_s_mm2:          diffusion weighting
+    fat_left:         what fat suppression leaves of the signal of fat; 1: none was used
     phase:            how long after contrast agent it was taken, a key of the patient's concentrations; "": before
     """
 
@@ -54,6 +55,7 @@ class Timing:
     flip_rad: float = 0.0
     b_s_mm2: float = 0.0
     phase: str = ""
+    fat_left: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,8 @@ def _physical(
         measured = spin_echo(pd, t1, t2, timing.tr_s, timing.te_s)
     if timing.b_s_mm2:
         measured = diffusion(measured, timing.b_s_mm2, adc)
-    return dict(zip(relaxation, measured.tolist(), strict=True))
+    left = (timing.fat_left if name == "fat" else 1.0 for name in relaxation)
+    return {name: value * share for name, value, share in zip(relaxation, measured.tolist(), left, strict=True)}
 
 
 def acquire(

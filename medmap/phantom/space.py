@@ -14,7 +14,7 @@ from torch.nn.functional import grid_sample
 from medmap.core.box import Index3
 
 REACH_MM = 132.0
-"""Half the edge of the cube in which random fields exist; every head lies inside it."""
+"""Half the edge of the cube in which random fields do not repeat; every head lies inside it."""
 
 
 class Lattice(NamedTuple):
@@ -79,8 +79,9 @@ def smooth_field(
 
 
 def _spline_weights(line_mm: Float[Tensor, "B n"], scale_mm: float, nodes: int) -> Float[Tensor, "B n nodes"]:
-    where = (line_mm + REACH_MM) / scale_mm + 1.0
+    where = ((line_mm + REACH_MM) / scale_mm + 1.0) % nodes
     away = (where[:, :, None] - torch.arange(nodes, dtype=torch.float32, device=line_mm.device)).abs()
+    away = torch.minimum(away, nodes - away)  # beyond its reach a field repeats
     inner = 2 / 3 - away**2 * (1 - away / 2)
     outer = (2 - away).clamp(min=0) ** 3 / 6
     return torch.where(away < 1, inner, outer)
