@@ -34,6 +34,7 @@ GROWTH_CUBE = 48
 OUTLINE_MM = 2.0
 OUTLINE_CUBE = 72
 MOST_STEPS = 400
+FAR_OUTSIDE_MM = -50.0
 STABILITY = 6.5
 """Explicit steps in three dimensions are stable where D Δt / h² ≤ 1/6."""
 
@@ -224,6 +225,7 @@ def outline(
     whole = level + column("rough") * (wide + 0.5 * fine) - 1.5 * tissues["cortex"] - 3.0 * tissues["csf"]
     wt = _outlined(whole, inside, column("wt_ml"), lattice)
     wt = torch.where(inside, wt, wt.clamp(max=-1.0))
+    wt = torch.where(_off_the_border(lattice), wt, FAR_OUTSIDE_MM)
     # the core is where cells have been longest: around the foci, whether or not the density there is already full
     core = age + 0.3 * column("core_rough") * (core_wide + 0.4 * core_fine)
     tc = _outlined(core, wt > 0, column("tc_ml"), lattice)
@@ -290,7 +292,7 @@ def _through_fluid(density: Tensor) -> Tensor:
 def _outlined(score: Tensor, within: Tensor, volume_ml: Tensor, lattice: Lattice) -> Tensor:
     """Depth in mm below a surface of equal score, inside which the points of ``within`` have the volume."""
     voxel_ml = lattice.spacing_mm**3 / 1000
-    out = torch.full_like(score, -50.0)
+    out = torch.full_like(score, FAR_OUTSIDE_MM)
     for row, (values, room, ml) in enumerate(zip(score[:, 0], within[:, 0], volume_ml.flatten().tolist(), strict=True)):
         candidates = values[room]
         count = min(round(ml / voxel_ml), candidates.numel())

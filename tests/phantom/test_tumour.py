@@ -256,7 +256,7 @@ def test_a_tumour_larger_than_its_lattice_ends_with_it() -> None:
     wide = Lattice(start - 12.0, OUTLINE_MM, (n + 12, n + 12, n + 12))
     beyond = torch.ones(wide.shape, dtype=torch.bool)
     beyond[6:-6, 6:-6, 6:-6] = False
-    assert (outlines.at(wide)["wt"][:, 0, beyond] <= 0).all()
+    assert (outlines.at(wide)["wt"][:, 0, beyond] < -20).all()  # not even a soft edge goes on
 
 
 @pytest.mark.parametrize("spacing_mm", [1.3, 3.0])
