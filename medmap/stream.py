@@ -19,7 +19,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from medmap.config import Config
@@ -28,6 +27,7 @@ from medmap.core.labels import SCHEMES, LabelScheme
 from medmap.core.modality import ModalitySet
 from medmap.data.preprocess import prepare_case
 from medmap.phantom import Settings, simulate
+from medmap.phantom.patient import seed_of
 from medmap.phantom.simulate import alone_on_its_core
 
 AHEAD = 12
@@ -44,15 +44,7 @@ class PhantomStream:
     def __init__(self, config: Config, device: torch.device | str = "cpu") -> None:
         wanted = config.phantom
         names = None if config.data.modalities is None else ModalitySet(config.data.modalities)
-        self.settings = Settings(
-            names,
-            wanted.organ,
-            spacing_mm=wanted.spacing_mm,
-            noise=wanted.noise,
-            noise_correlation=wanted.noise_correlation,
-            randomised=wanted.randomised,
-            operated=wanted.operated,
-        )
+        self.settings = Settings(names, **wanted.model_dump(exclude={"val", "workers"}))
         self.seed = config.seed
         self._val = wanted.val
         self.path = Path("phantoms")
@@ -61,7 +53,7 @@ class PhantomStream:
         self._workers = 0 if self._device.type == "cuda" else _workers(wanted.workers)
         self._pool: ProcessPoolExecutor | None = None
         self._coming: dict[str, Future[Prepared]] = {}
-        self._kept = lru_cache(maxsize=max(1, wanted.val))(self._simulated)
+        self._kept = lru_cache(maxsize=wanted.val)(self._simulated)
 
     @property
     def scheme(self) -> LabelScheme:
@@ -113,7 +105,8 @@ class PhantomStream:
         """One case: what was simulated ahead, or else simulated now."""
         if case_id in self._coming:
             return self._coming.pop(case_id).result()
-        return self._kept(case_id)
+        # patients who validate come again, the others never do
+        return self._kept(case_id) if _number(case_id) < self._val else self._simulated(case_id)
 
     def provenance(self) -> dict[str, Any]:
         """What a run folder notes; with the run's configuration, all there is."""
@@ -123,8 +116,11 @@ class PhantomStream:
         return _make(case_id, self._seed_of(case_id), self.settings, self._device)
 
     def _seed_of(self, case_id: str) -> int:
-        number = int(case_id.rpartition("-")[2])
-        return int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
+        return seed_of(self.seed, _number(case_id))
+
+
+def _number(case_id: str) -> int:
+    return int(case_id.rpartition("-")[2])
 
 
 def _make(id: str, seed: int, settings: Settings, device: torch.device | str = "cpu") -> Prepared:

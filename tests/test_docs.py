@@ -358,7 +358,7 @@ def test_nothing_points_to_a_machine_or_an_unknown_host(path: Path) -> None:
 
 
 def test_the_picture_can_be_drawn_again(tmp_path: Path) -> None:
-    script = ROOT / "docs" / "picture.py"
+    script = ROOT / "scripts" / "picture.py"
     found = subprocess.run(
         [sys.executable, str(script), "nowhere", "x.png"], capture_output=True, text=True, check=False
     )

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.main import get_command
 
 from medmap.checkpoint import load_network
-from medmap.config import Config, load_config
+from medmap.cli import app
+from medmap.config import Config, PhantomConfig, load_config
 from medmap.core.case import Prepared
 from medmap.data.dataset import Patients
 from medmap.data.splits import choose_split
 from medmap.errors import CheckpointError, InputError
 from medmap.evaluate import run_store
+from medmap.phantom import Settings, write_phantoms
 from medmap.stream import PhantomStream
 from medmap.train import fit
 
@@ -56,6 +60,20 @@ def test_a_patient_follows_from_seed_and_number_alone() -> None:
     assert not same(stream.load(stream.ids[2]), stream.load(stream.ids[3]))
     assert not same(stream.load(stream.ids[2]), other.load(other.ids[2]))
     assert stream.sha256 == longer.sha256 != other.sha256
+
+
+def test_a_stream_and_a_written_set_of_one_seed_hold_the_same_patients(tmp_path: Path) -> None:
+    stream = PhantomStream(config("phantom.randomised=0"))
+    write_phantoms(tmp_path, 2, 0, Settings(spacing_mm=4.0))
+    (manifest,) = (json.loads(file.read_text()) for file in tmp_path.glob("*.json"))
+    assert [case["seed"] for case in manifest["cases"]] == [stream._seed_of(id) for id in stream.ids[:2]]
+
+
+def test_one_default_stands_in_configuration_command_and_library() -> None:
+    options = {option.name: option.default for option in get_command(app).commands["simulate"].params}  # type: ignore[attr-defined]
+    asked = {"spacing_mm": "spacing", "noise": "noise", "noise_correlation": "correlation", "operated": "operated"}
+    for name, option in asked.items():
+        assert getattr(PhantomConfig(), name) == getattr(Settings(), name) == options[option], name
 
 
 def test_there_is_a_patient_for_every_visit_and_the_first_validate() -> None:

@@ -119,7 +119,8 @@ def train(
         console.answer_json({"runs": [_plain(j, s) for j, s in zip(jobs, splits, strict=True)]})
     elif not dry_run:
         whole = resume or out
-        console.say(f"next: medmap evaluate {whole}, medmap report {whole}")
+        data_for = " --data PATIENTS" if source is None else ""  # a stream of phantoms has no test part
+        console.say(f"next: medmap evaluate {whole}{data_for}, medmap report {whole}")
     raise typer.Exit(3 if failed else 0)
 
 

@@ -15,7 +15,7 @@ from medmap.core.modality import GLIOMA_MRI
 from medmap.phantom.anatomy import Anatomy, Head, draw_head
 from medmap.phantom.organ import Body, Organ, Streams
 from medmap.phantom.scan import SEQUENCES
-from medmap.phantom.space import Lattice, per_patient, smooth_field
+from medmap.phantom.space import Lattice, per_patient, ramp, smooth_field
 from medmap.phantom.tumour import Tumour, draw_tumour, grow, mass_of, outline, place
 
 
@@ -115,20 +115,15 @@ def _labels(depth: Mapping[str, Tensor], mask: Bool[Tensor, "B 1 X Y Z"]) -> UIn
     return labels[:, 0]
 
 
-def _ramp(depth_mm: Tensor, width_mm: float | Tensor) -> Tensor:
-    """Share of a voxel of that width inside a surface at that depth."""
-    return (depth_mm / width_mm + 0.5).clamp(0, 1)
-
-
 def _with_vessels(
     healthy: Mapping[str, Tensor], maps: Mapping[str, Tensor], across_mm: Tensor, fields: _Fields, lattice: Lattice
 ) -> dict[str, Tensor]:
     """Cortical veins, curves that wind through the sulci; the sinus along the top; plexus in the ventricles."""
     width = max(1.0, lattice.spacing_mm)
-    vein = _ramp(1.1 - torch.hypot(fields.fold, fields.branch) * 7.0, width) * _ramp(healthy["csf"] - 0.25, 0.3)
-    vein = vein * _ramp(maps["wall"] - 3, 2.0) * _ramp(10 - maps["depth"], 4.0)
-    sinus = 0.7 * _ramp(2.0 - torch.hypot(across_mm, (maps["depth"] - 1.5).clamp(min=0)), width)
-    plexus = 0.3 * _ramp(-maps["wall"] - 1, 1.5) * _ramp(fields.rough - 1.5, 0.5)
+    vein = ramp(1.1 - torch.hypot(fields.fold, fields.branch) * 7.0, width) * ramp(healthy["csf"] - 0.25, 0.3)
+    vein = vein * ramp(maps["wall"] - 3, 2.0) * ramp(10 - maps["depth"], 4.0)
+    sinus = 0.7 * ramp(2.0 - torch.hypot(across_mm, (maps["depth"] - 1.5).clamp(min=0)), width)
+    plexus = 0.3 * ramp(-maps["wall"] - 1, 1.5) * ramp(fields.rough - 1.5, 0.5)
     blood = torch.stack([vein, sinus * (maps["depth"] > -1), plexus]).amax(dim=0)
     left = 1 - blood
     return {
@@ -152,20 +147,20 @@ def _with_tumour(
         return per_patient([getattr(p, name) for p in pathologies], depth["wt"])
 
     soft = max(2.5, lattice.spacing_mm)
-    whole = _ramp(depth["wt"], column("edge_mm") + lattice.spacing_mm)
-    core = torch.minimum(_ramp(depth["tc"], soft), _ramp(depth["wt"], soft))
-    hollow = _ramp(depth["rc"], soft)
-    rim = core * (1 - hollow) * _ramp(depth["et"], soft)
+    whole = ramp(depth["wt"], column("edge_mm") + lattice.spacing_mm)
+    core = torch.minimum(ramp(depth["tc"], soft), ramp(depth["wt"], soft))
+    hollow = ramp(depth["rc"], soft)
+    rim = core * (1 - hollow) * ramp(depth["et"], soft)
     cavity = core * hollow
     dead = (core - rim - cavity).clamp(min=0)
     # wettest deep inside; what there is between voxels of oedema is the healthy tissue
     wet = column("oedema") * (0.6 + 0.4 * (depth["wt"] / 10).clamp(0, 1)) + 0.2 * fields.rough + 0.08 * fields.grain
     swollen = (whole - core).clamp(min=0) * wet.clamp(0.1, 1.0)
-    halo = _ramp(column("halo_mm") * (1 + 0.5 * fields.rough) - maps["wall"], 2.0).clamp(max=0.45)
-    spots = 0.8 * _ramp(fields.grain + 0.5 * fields.rough - 4.0 + column("spots"), 0.8) * _ramp(maps["depth"] - 12, 4.0)
+    halo = ramp(column("halo_mm") * (1 + 0.5 * fields.rough) - maps["wall"], 2.0).clamp(max=0.45)
+    spots = 0.8 * ramp(fields.grain + 0.5 * fields.rough - 4.0 + column("spots"), 0.8) * ramp(maps["depth"] - 12, 4.0)
     leaky = torch.maximum(halo, spots) * healthy["white"] * (1 - torch.maximum(whole, core))
     solid = (column("solid") + 0.35 * fields.rough - 0.3 * (depth["tc"] / 15).clamp(0, 1)).clamp(0, 1)
-    bled = _ramp(fields.rough - 2.0 + 3.0 * column("bleeding"), 0.5) * (column("bleeding") > 0)
+    bled = ramp(fields.rough - 2.0 + 3.0 * column("bleeding"), 0.5) * (column("bleeding") > 0)
     taken_up = (column("uptake") + 0.25 * fields.grain).clamp(0.4, 1.0)
     oedema = swollen + leaky
     left = (1 - core - oedema).clamp(min=0)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from medmap.phantom.abdomen import Trunk, Volume
-from medmap.phantom.space import Lattice, smooth_field
+from medmap.phantom.space import Lattice, ramp, smooth_field
 
 MARROW = {"fat": 0.5, "muscle": 0.35, "hepatic_vein": 0.03}
 SKIN = {"muscle": 0.6}
@@ -39,7 +39,7 @@ class Paint:
 
     def ramp(self, depth_mm: Volume, width_mm: float = 0.0) -> Volume:
         """Share of a voxel inside a surface at that depth."""
-        return (depth_mm / max(width_mm, self.width_mm) + 0.5).clamp(0, 1)
+        return ramp(depth_mm, max(width_mm, self.width_mm))
 
     def over(self, share: Volume, made_of: Mapping[str, float | Volume]) -> None:
         """Cover a share of each voxel by a mixture; what it lacks to 1 is air."""

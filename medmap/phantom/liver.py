@@ -1,7 +1,7 @@
 """A liver with lesions in an abdomen, taken natively and in three phases after contrast agent, and the truth.
 
 Sources: liver volume 1205 ± 258 ml, 594 to 2250, 369 adults (Feng et al., World J Gastroenterol 2017), and by body
-surface 1267 · BSA − 794 ml (Vauthey et al., Liver Transpl 2002). Breath-hold gradient echo, here without fat
+surface 1267 · BSA − 794 ml (Vauthey et al., Liver Transpl 2002). Breath-hold gradient echo with fat
 suppression: Rofsky et al., Radiology 1999. Diffusion with nulled fat: Takahara et al., Radiat Med 2004. How lesions
 enhance: hypervascular ones in the arterial phase, washed out later, with a capsule (LI-RADS 2018); hypovascular ones by
 a rim, dark in the portal phase. Concentrations, sizes and numbers of lesions: ours.

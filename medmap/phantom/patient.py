@@ -49,8 +49,6 @@ def draw_patient(seed: int, organ: str = "brain", *, operated: bool = False) -> 
     >>> draw_patient(7) == draw_patient(7), sorted(draw_patient(7).scans)
     (True, ['adc', 'dwi', 'pd', 't1c', 't1n', 't2f', 't2star', 't2w'])
     """
-    if seed < 0:
-        raise InputError(f"seed: found {seed}; expected a whole number of at least 0")
     kind = organ_named(organ)
     field_t = 1.5 if stream(seed, "field").random() < SHARE_OF_1_5_T else 3.0
     return Patient(
@@ -65,8 +63,15 @@ def draw_patient(seed: int, organ: str = "brain", *, operated: bool = False) -> 
 
 
 def stream(seed: int, part: str) -> np.random.Generator:
-    """Random numbers of one part of a patient, independent of every other part's."""
+    """Random numbers of one part of a patient, independent of every other part's. Raises InputError for a seed < 0."""
+    if seed < 0:
+        raise InputError(f"seed: found {seed}; expected a whole number of at least 0")
     return np.random.default_rng([seed, *part.encode()])
+
+
+def seed_of(seed: int, number: int) -> int:
+    """The seed of patient ``number`` of a set: a written set and a stream of the same seed hold the same patients."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def organ_named(name: str) -> Organ:

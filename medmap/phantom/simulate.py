@@ -142,8 +142,6 @@ def alone_on_its_core() -> None:
 
 def patient_of(seed: int, settings: Settings) -> Patient:
     """What is drawn for a seed; the settings decide only whether there was surgery."""
-    if seed < 0:
-        raise InputError(f"seed: found {seed}; expected a whole number of at least 0")
     return draw_patient(seed, settings.organ, operated=bool(stream(seed, "surgery").random() < settings.operated))
 
 
@@ -189,11 +187,11 @@ def _images(
         pure = signals(scan, patient.field_t, patient.relaxation, patient.agent_mmol_l, settings.randomised)
         unit = max(pure[tissue] for tissue in organ.reference)  # a scanner's own unit is arbitrary
         strength = torch.tensor([pure[tissue] / unit for tissue in organ.tissues], device=device)
-        signal = torch.einsum("t,txyz->xyz", strength, fractions)
+        ideal = torch.einsum("t,txyz->xyz", strength, fractions)
         varied = smooth_field(lattice, TEXTURE_MM, [stream(patient.seed, f"texture {name}")])[0, 0]
-        signal = signal * (1 + scan.texture * varied)
+        ideal = ideal * (1 + scan.texture * varied)
         coefficients = bias_coefficients(stream(patient.seed, f"bias {name}")).to(device)
-        image = acquire(scan, signal, lattice.spacing_mm, grains, settings.noise * scan.noise, coefficients)
+        image = acquire(scan, ideal, lattice.spacing_mm, grains, settings.noise * scan.noise, coefficients)
         image = (scan.gain * image).round().clamp(1, 32767)
         images.append(image * (mask & _covered(mask, scan.uncovered_mm, lattice.spacing_mm)))
     return images

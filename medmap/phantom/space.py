@@ -108,6 +108,15 @@ def sample(
     return grid_sample(values, where, padding_mode="border", align_corners=True)
 
 
+def ramp(depth_mm: Tensor, width_mm: float | Tensor) -> Tensor:
+    """Share of a voxel of that width that lies inside a surface at that depth.
+
+    >>> ramp(torch.tensor([-2.0, 0.0, 0.5, 2.0]), 2.0).tolist()
+    [0.0, 0.5, 0.75, 1.0]
+    """
+    return (depth_mm / width_mm + 0.5).clamp(0, 1)
+
+
 def per_patient(values: Sequence[float] | Sequence[Sequence[float]], like: Tensor) -> Tensor:
     """One number per patient as Float[B 1 1 1 1], or C numbers per patient as Float[B C 1 1 1]."""
     column = torch.tensor(values, dtype=torch.float32, device=like.device)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medmap.phantom.space import Lattice
+from medmap.phantom.space import Lattice, ramp
 
 Points = NDArray[np.floating[Any]]
 
@@ -81,7 +81,7 @@ def tube_share(tubes: Tubes, lattice: Lattice) -> Float[Tensor, "X Y Z"]:
         box = torch.stack(torch.meshgrid(*(line[c] for line, c in zip(lines, cut, strict=True)), indexing="ij"))
         depth = _capsule(box, start, end, float(radius))
         most = min(1.0, 2 * float(radius) / lattice.spacing_mm)
-        inside = (depth / lattice.spacing_mm + 0.5).clamp(0, 1) * most
+        inside = ramp(depth, lattice.spacing_mm) * most
         share[cut] = torch.maximum(share[cut], inside)
     return share
 

@@ -20,15 +20,14 @@ from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from medmap.core.case import Case
 from medmap.core.labels import scheme_named
 from medmap.core.modality import ModalitySet
 from medmap.errors import InputError
-from medmap.phantom.patient import organ_named
-from medmap.phantom.simulate import PLAIN, Settings, patient_of, simulate
+from medmap.phantom.patient import organ_named, seed_of
+from medmap.phantom.simulate import PLAIN, Settings, alone_on_its_core, patient_of, simulate
 
 MANIFEST = "phantoms.json"
 
@@ -135,8 +134,7 @@ Job = tuple[str, int, ModalitySet]
 
 
 def _planned(index: int, seed: int, settings: Settings, missing: float) -> Job:
-    patient_seed = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
-    return f"PHANTOM-{index:05d}-000", patient_seed, _sequences(seed, index, settings.names, missing)
+    return f"PHANTOM-{index:05d}-000", seed_of(seed, index), _sequences(seed, index, settings.names, missing)
 
 
 def _worked(out: Path, jobs: Sequence[Job], settings: Settings, layout: Layout, workers: int | None) -> Iterator[str]:
@@ -146,7 +144,7 @@ def _worked(out: Path, jobs: Sequence[Job], settings: Settings, layout: Layout, 
     if workers <= 1:
         yield from (_work(out, job, settings, layout) for job in jobs)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), alone_on_its_core) as pool:
         try:
             yield from pool.map(_work, *zip(*((out, job, settings, layout) for job in jobs), strict=True))
         except BaseException:

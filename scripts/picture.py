@@ -1,4 +1,4 @@
-"""Draws docs/demo.png from a finished demo: python docs/picture.py runs/demo docs/demo.png
+"""Draws docs/demo.png from a finished demo: python scripts/picture.py runs/demo docs/demo.png
 
 One phantom that training never saw: its four sequences, the truth, and the answers from all four and from two.
 """
