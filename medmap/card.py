@@ -18,6 +18,10 @@ from medmap.errors import InputError
 from medmap.run import CARD, checkpoint_folder, find_runs, read_card
 
 DEFAULT_LABELS = "brats2023"
+SHIPPED = Path(__file__).parent / "weights" / "phantom"
+"""The model that comes with medmap."""
+
+ABOUT_SHIPPED = "the model that comes with medmap, trained on simulated patients alone; not a medical device"
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ class ModelFolder:
     modalities: ModalitySet
     scheme: LabelScheme
     spacing_mm: float | None
+
+    @property
+    def about(self) -> str:
+        """What a reader of a mask should know of the model; empty where it is the reader's own."""
+        return ABOUT_SHIPPED if self.path == SHIPPED else ""
 
     @cached_property
     def weights_sha256(self) -> dict[str, str]:
@@ -65,8 +74,8 @@ class ModelFolder:
         return {"measured_on": summary.get("evaluated", ""), "sequences": used, "dice": dice}
 
 
-def read_model(path: Path, which: str = "best") -> ModelFolder:
-    """Look into a run folder, or a folder of folds, without loading weights.
+def read_model(path: Path = SHIPPED, which: str = "best") -> ModelFolder:
+    """Look into a run folder, or a folder of folds, without loading weights; by default what comes with medmap.
 
     Raises CheckpointError where there is no model, its card is damaged, or it has no such checkpoint.
     """

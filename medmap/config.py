@@ -26,7 +26,7 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Which patients, and how they are divided.
 
-    source:       store: prepared patients; phantom: simulated ones (section ``phantom``), a new one for every patch
+    source:       store: prepared patients; phantom: simulated ones (section ``phantom``)
     store:        folder that ``medmap prepare`` wrote
     modalities:   sequences to train on; all of the store's where null
     split:        ``kfold`` or the name of a published list (brats2018-list1, brats2020, brats2021, …)
@@ -57,6 +57,7 @@ class PhantomConfig(_Section):
     organ, spacing_mm, noise, noise_correlation, operated: as `medmap simulate` takes them
     randomised: weight of the randomised mode: share of scans with random contrast
     val:        patients kept for validation
+    patients:   how many to train on; they stay in memory (3 MB each at 2 mm). A new one for every patch where null
     workers:    processes that simulate ahead; one fewer than there are cores where null; 0: none but the training's
     """
 
@@ -67,6 +68,7 @@ class PhantomConfig(_Section):
     randomised: Fraction = 0.3
     operated: Fraction = 0.0
     val: Count = 8
+    patients: Count | None = None
     workers: Annotated[int, Field(ge=0)] | None = None
 
 

@@ -91,12 +91,16 @@ def run(
     mask = out / "prediction" / "from-two-sequences.nii.gz"
     given = _with_two_sequences(folder, out)
     segment_case(Predictor.load(out), given, mask, scheme=SCHEMES["brats2023"], model=read_model(out))
+    say("medmap predict without --model: the same with what comes with medmap, trained on other phantoms")
+    shipped = mask.with_name("from-two-sequences-shipped.nii.gz")
+    segment_case(Predictor.load(), given, shipped, scheme=SCHEMES["brats2023"], model=read_model())
     say("medmap report")
     report = write_report(out)
     on_line("")
     on_line(table_text(json.loads((out / SUMMARY).read_text(encoding="utf-8"))))
     on_line("")
-    on_line(f"mask    {mask}")
+    on_line(f"masks   {mask}")
+    on_line(f"        {shipped}")
     on_line(f"report  {report}")
     return report
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medmap.align import AlignedSegmenter
+from medmap.card import SHIPPED
 from medmap.checkpoint import load_network
 from medmap.core.box import Box
 from medmap.core.case import Case, Prediction, Prepared
@@ -168,8 +169,11 @@ class Predictor:
         self.et_min_ml = float(et_min_ml)
 
     @classmethod
-    def load(cls, path: Path, *, which: str = "best", device: str = "auto", precision: str = "auto") -> Predictor:
+    def load(
+        cls, path: Path = SHIPPED, *, which: str = "best", device: str = "auto", precision: str = "auto"
+    ) -> Predictor:
         """From a run folder, or from a folder of folds or seeds: these answer together, by the mean of probabilities.
+        By default what comes with medmap, which was trained on simulated patients alone.
 
         Raises CheckpointError when there is no run, or the runs are not of one kind.
         """

@@ -261,6 +261,7 @@ def _about(predictor: Predictor, model: ModelFolder | None) -> dict[str, Any]:
     }
     if model is not None:
         about |= {"folder": str(model.path), "checkpoint": model.which, "weights_sha256": model.weights_sha256}
+        about |= {"about": model.about} if model.about else {}
     return about
 
 

@@ -1,4 +1,4 @@
-"""Phantoms that are simulated while training asks for them: no patient comes twice, nothing is written to disk.
+"""Phantoms that are simulated while training asks for them, and nothing is written to disk.
 
 `PhantomStream` answers as a `Store` does. Patient number i is a function of (the run's seed, i), so a resumed run goes
 on with the patients it would have had. On a CPU, other processes simulate ahead of the training; on a GPU a phantom
@@ -14,7 +14,6 @@ import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict
-from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ AHEAD = 12
 
 
 class PhantomStream:
-    """Simulated patients, as many as a run will look at; the first ones validate.
+    """Simulated patients, as many as a run asks for, or will look at; the first ones validate.
 
     config: the run's; ``phantom`` says how they are made, ``seed`` which they are
     device: where they are simulated when it is a GPU
@@ -44,16 +43,18 @@ class PhantomStream:
     def __init__(self, config: Config, device: torch.device | str = "cpu") -> None:
         wanted = config.phantom
         names = None if config.data.modalities is None else ModalitySet(config.data.modalities)
-        self.settings = Settings(names, **wanted.model_dump(exclude={"val", "workers"}))
+        self.settings = Settings(names, **wanted.model_dump(exclude={"val", "patients", "workers"}))
         self.seed = config.seed
         self._val = wanted.val
         self.path = Path("phantoms")
-        self.ids = tuple(f"PHANTOM-{i:06d}" for i in range(wanted.val + config.train.steps * config.train.batch_size))
+        self._again = wanted.val if wanted.patients is None else wanted.val + wanted.patients
+        count = wanted.patients or config.train.steps * config.train.batch_size
+        self.ids = tuple(f"PHANTOM-{i:06d}" for i in range(wanted.val + count))
         self._device = torch.device(device)
         self._workers = 0 if self._device.type == "cuda" else _workers(wanted.workers)
         self._pool: ProcessPoolExecutor | None = None
         self._coming: dict[str, Future[Prepared]] = {}
-        self._kept = lru_cache(maxsize=wanted.val)(self._simulated)
+        self._kept: dict[str, Prepared] = {}
 
     @property
     def scheme(self) -> LabelScheme:
@@ -98,15 +99,18 @@ class PhantomStream:
         for id in ids:
             if len(self._coming) >= AHEAD:
                 break
-            if id not in self._coming:
+            if id not in self._coming and id not in self._kept:
                 self._coming[id] = self._pool.submit(_make, id, self._seed_of(id), self.settings)
 
     def load(self, case_id: str) -> Prepared:
-        """One case: what was simulated ahead, or else simulated now."""
-        if case_id in self._coming:
-            return self._coming.pop(case_id).result()
-        # patients who validate come again, the others never do
-        return self._kept(case_id) if _number(case_id) < self._val else self._simulated(case_id)
+        """One case: what was kept, or simulated ahead, or else simulated now."""
+        if case_id in self._kept:
+            return self._kept[case_id]
+        ahead = self._coming.pop(case_id, None)
+        case = self._simulated(case_id) if ahead is None else ahead.result()
+        if _number(case_id) < self._again:
+            self._kept[case_id] = case
+        return case
 
     def provenance(self) -> dict[str, Any]:
         """What a run folder notes; with the run's configuration, all there is."""

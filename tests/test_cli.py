@@ -221,13 +221,17 @@ def test_simulate(tmp_path: Path) -> None:
     names = sorted(path.name.split("-")[-1] for path in (tmp_path / "p" / PATIENT).iterdir())
     assert names == ["seg.nii.gz", "t1c.nii.gz", "t2f.nii.gz"]
     one = ("simulate", "-o", tmp_path / "q", "-n", 1)
-    assert "would write 1 patient with t1n+t1c+t2w+t2f at 2 mm" in works(*one, "--dry-run")
+    assert "would write 1 patient with t1n+t1c+t2w+t2f at 2 mm, 80×96×80 voxels" in works(*one, "--dry-run")
     assert "modality pet: no signal equation" in fails(*one, "--modalities", "pet")
     assert "organ 'spleen': not simulated; expected one of brain" in fails(*one, "--organ", "spleen")
     assert "spacing: found 9" in fails(*one, "--spacing", 9)
     assert "--mode: found 'odd'" in fails(*one, "--mode", "odd")
     assert "randomised: found 1.5" in fails(*one, "--mode", 1.5)
     assert "noise: found -1" in fails(*one, "--noise", -1)
+    assert "--shape: found '240,240'; expected three" in fails(*one, "--shape", "240,240")
+    assert "shape: found (10, 10, 10) voxels of 2 mm, too small" in fails(*one, "--shape", "10x10x10")
+    as_brats = works(*one, "--spacing", 1, "--shape", "240,240,155", "--dry-run")
+    assert "at 1 mm, 240×240×155 voxels" in as_brats
     assert "Invalid value for '-n'" in fails("simulate", "-o", tmp_path / "q", "-n", 0, code=2)
     assert not (tmp_path / "q").exists()
 

@@ -87,6 +87,17 @@ def test_there_is_a_patient_for_every_visit_and_the_first_validate() -> None:
     assert len(train) == 6
 
 
+def test_a_limited_number_of_patients_comes_again_and_is_simulated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = config("train.steps=6", "train.batch_size=1", "phantom.patients=2")
+    stream = PhantomStream(chosen)
+    split = choose_split(chosen.data, stream)
+    assert (len(split.train), len(split.val)) == (2, 1)
+    first = [stream.load(id) for id in split.train]
+    monkeypatch.setattr(stream, "_simulated", lambda case_id: pytest.fail(f"{case_id} was simulated again"))
+    assert [stream.load(id) for id in split.train] == first
+    assert all(same(case, PhantomStream(config()).load(case.id)) for case in first)
+
+
 def test_another_process_makes_the_same_patient_ahead() -> None:
     here, there = PhantomStream(config()), PhantomStream(config("phantom.workers=1"))
     there.expect(there.ids[1:3])

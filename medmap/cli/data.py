@@ -42,6 +42,15 @@ def simulate(
     count: Annotated[int, typer.Option("-n", "--number", min=1, metavar="N", help="Number of patients.")],
     seed: Annotated[int, typer.Option("--seed", metavar="S", min=0, help="The same patients for the same seed.")] = 0,
     spacing: Annotated[float, typer.Option("--spacing", metavar="MM", help="Edge of the voxels, 1 to 4.")] = 2.0,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            "--shape",
+            metavar="X,Y,Z",
+            help="Voxels of the box; 240,240,155 at --spacing 1 as in BraTS.",
+            show_default="just room enough",
+        ),
+    ] = None,
     organ: Annotated[
         str, typer.Option("--organ", metavar="NAME", help="brain, with a glioma; or liver, with lesions.")
     ] = "brain",
@@ -92,6 +101,7 @@ def simulate(
         noise_correlation=correlation,
         randomised=_weight(mode),
         operated=operated,
+        shape=_voxels(shape),
     )
     layout_for(layout, settings)
     beforehand.writable(out, "patients")
@@ -102,10 +112,21 @@ def simulate(
     if json:
         console.answer_json({"out": str(out), "dry_run": dry_run, "count": count, "ids": ids})
         return
-    what = f"{console.count(count, 'patient')} with {settings.names} at {spacing:g} mm"
+    grid = "×".join(map(str, settings.box))
+    what = f"{console.count(count, 'patient')} with {settings.names} at {spacing:g} mm, {grid} voxels"
     console.answer(f"would write {what} into {out}" if dry_run else f"{out}: {what}, {ids[0]} to {ids[-1]}")
     if not dry_run:
         console.say(f"next: medmap check {out}, or medmap prepare {out} -o STORE")
+
+
+def _voxels(shape: str | None) -> tuple[int, int, int] | None:
+    if shape is None:
+        return None
+    try:
+        x, y, z = (int(n) for n in shape.replace("x", ",").split(","))
+    except ValueError:
+        raise InputError(f"--shape: found {shape!r}; expected three whole numbers, such as 240,240,155") from None
+    return x, y, z
 
 
 def _weight(mode: str) -> float:

@@ -48,8 +48,16 @@ class _Task:
 
 def predict(
     ctx: typer.Context,
-    model: Annotated[Path, typer.Option("--model", metavar="RUN", help="Run, or folder of folds: these vote.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="MASK|FOLDER", help="The mask, or with -i a folder.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            metavar="RUN",
+            help="Run, or folder of folds: these vote.",
+            show_default="what comes with medmap, trained on no patient",
+        ),
+    ] = None,
     t1n: Annotated[Path | None, _file("t1n", "T1, native.")] = None,
     t1c: Annotated[Path | None, _file("t1c", "T1 with contrast agent.")] = None,
     t2w: Annotated[Path | None, _file("t2w", "T2.")] = None,
@@ -85,7 +93,7 @@ def predict(
 ) -> None:
     """Segment patients from whatever sequences there are.
 
-    medmap predict --model RUN --t2w a.nii.gz --t2f b.nii.gz -o seg.nii.gz
+    medmap predict --t2w a.nii.gz --t2f b.nii.gz -o seg.nii.gz
 
     The mask has the grid of the first image; a JSON beside it says what it was made from.
     """
@@ -96,10 +104,12 @@ def predict(
             "name the images (--t1n --t1c --t2w --t2f FILE, --image NAME=FILE) or one folder of cases (-i FOLDER)"
             + (", not both" if named else "")
         )
-    from medmap.card import choose_scheme, read_model
+    from medmap.card import SHIPPED, choose_scheme, read_model
     from medmap.segment import read_inputs
 
-    known = read_model(model, checkpoint.value)
+    known = read_model(model or SHIPPED, checkpoint.value)
+    if known.about:
+        console.say(f"model: {known.about}")
     scheme = choose_scheme(known.scheme, labels)
     if folder is None:
         for name, path in named.items():

@@ -18,6 +18,9 @@ WARP_MM = 4.0
 
 WARP_SHAPE = (42, 50, 42)
 
+OUTERMOST_MM = -3.0
+"""No skull-stripping leaves what lies farther out."""
+
 WIDENING_STEPS = 6
 """The ventricles' walls move by 6 mm at most, so by 1 mm in a step: less than their outward direction changes over."""
 
@@ -36,6 +39,7 @@ class Head:
     atrophy:        0 … 2: how much of the cortex has given way to fluid
     myelin:         share of white matter in what the atlas calls cortex: its lower layers are full of fibres
     crispness:      1: tissue borders as blurred as in the average of 152 heads; above: sharper
+    sinus_mm:       how much wider the great veins are
     strip_mm, strip_rough_mm: depth at which skull-stripping cut, and its standard deviation along the surface
     """
 
@@ -46,6 +50,7 @@ class Head:
     atrophy: float
     myelin: float
     crispness: float
+    sinus_mm: float
     strip_mm: float
     strip_rough_mm: float
 
@@ -128,10 +133,10 @@ class Anatomy:
     def brain(
         self, maps: Mapping[str, Tensor], lattice: Lattice, generators: Sequence[np.random.Generator]
     ) -> Bool[Tensor, "B 1 X Y Z"]:
-        """What skull-stripping leaves."""
+        """What skull-stripping leaves: some of the brain's surface is lost, or some of what lies round it stays."""
         cut = per_patient([h.strip_mm for h in self.heads], maps["depth"])
         rough = per_patient([h.strip_rough_mm for h in self.heads], maps["depth"])
-        return maps["depth"] > (cut + rough * smooth_field(lattice, 12.0, generators)).clamp(min=-2)
+        return maps["depth"] > (cut + rough * smooth_field(lattice, 12.0, generators)).clamp(min=OUTERMOST_MM)
 
     def _into_atlas(self, points: Float[Tensor, "B 3 X Y Z"]) -> Float[Tensor, "B 3 X Y Z"]:
         size = per_patient([h.size for h in self.heads], points)
@@ -159,7 +164,8 @@ def draw_head(generator: np.random.Generator) -> Head:
         atrophy=float(np.clip(1.2 * age + generator.normal(0, 0.3), 0.0, 2.0)),
         myelin=float(generator.uniform(0.1, 0.5)),
         crispness=float(generator.uniform(1.0, 2.5)),
-        strip_mm=float(generator.uniform(0.0, 2.5)),
+        sinus_mm=float(np.clip(generator.normal(0.0, 1.0), -2.5, 1.5)),
+        strip_mm=float(generator.uniform(-2.5, 2.5)),
         strip_rough_mm=float(generator.uniform(0.2, 1.5)),
     )
 

@@ -63,11 +63,11 @@ def draw_agent(generator: np.random.Generator) -> dict[str, dict[str, float]]:
     """Concentration of contrast agent in each tissue some minutes after injection, mmol/l."""
     between = generator.uniform
     late = {
-        "enhancing": float(np.exp(np.clip(generator.normal(np.log(0.22), 0.4), np.log(0.14), np.log(0.5)))),
+        "enhancing": float(np.exp(np.clip(generator.normal(np.log(0.16), 0.45), np.log(0.09), np.log(0.5)))),
         "blood": float(between(0.2, 0.8)),
         "oedema": float(between(0.0, 0.02)),
-        "solid": float(between(0.0, 0.04)),
-        "necrosis": float(between(0.0, 0.03)),
+        "solid": float(between(0.0, 0.025)),
+        "necrosis": float(between(0.0, 0.01)),
     }
     return {"late": late}
 
@@ -88,7 +88,7 @@ def build_brain(brains: Sequence[Brain], lattice: Lattice, streams: Sequence[Str
     depth = outlines.at(lattice)
     healthy = anatomy.tissues(maps)
     fields = _Fields(lattice, of("texture"))
-    healthy = _with_vessels(healthy, maps, anatomy.atlas_mm(lattice)[:, :1], fields, lattice)
+    healthy = _with_vessels(brains, healthy, maps, fields, lattice)
     mixed = _with_tumour([b.pathology for b in brains], healthy, maps, depth, fields, lattice)
     fractions = torch.cat([mixed[name] for name in BRAIN.tissues], dim=1) * mask
     return Body(fractions, _labels(depth, mask), mask[:, 0])
@@ -116,16 +116,26 @@ def _labels(depth: Mapping[str, Tensor], mask: Bool[Tensor, "B 1 X Y Z"]) -> UIn
 
 
 def _with_vessels(
-    healthy: Mapping[str, Tensor], maps: Mapping[str, Tensor], across_mm: Tensor, fields: _Fields, lattice: Lattice
+    brains: Sequence[Brain],
+    healthy: Mapping[str, Tensor],
+    maps: Mapping[str, Tensor],
+    fields: _Fields,
+    lattice: Lattice,
 ) -> dict[str, Tensor]:
-    """Cortical veins, curves that wind through the sulci; the sinus along the top; plexus in the ventricles."""
+    """Cortical veins, curves that wind through the sulci; the great veins; plexus in the ventricles; and, where
+    skull-stripping left some of it, what lies round the brain: patches of dura among bone and air."""
     width = max(1.0, lattice.spacing_mm)
     vein = ramp(1.1 - torch.hypot(fields.fold, fields.branch) * 7.0, width) * ramp(healthy["csf"] - 0.25, 0.3)
     vein = vein * ramp(maps["wall"] - 3, 2.0) * ramp(10 - maps["depth"], 4.0)
-    sinus = 0.7 * ramp(2.0 - torch.hypot(across_mm, (maps["depth"] - 1.5).clamp(min=0)), width)
-    plexus = 0.3 * ramp(-maps["wall"] - 1, 1.5) * ramp(fields.rough - 1.5, 0.5)
-    blood = torch.stack([vein, sinus * (maps["depth"] > -1), plexus]).amax(dim=0)
-    left = 1 - blood
+    wider = per_patient([b.head.sinus_mm for b in brains], vein)
+    great = ramp(maps["sinus"] + wider + 0.7 * fields.rough, width)
+    plexus = 0.6 * ramp(-maps["wall"] - 0.5, 1.5) * (1 + 0.4 * fields.grain).clamp(0, 1.3)
+    great = great * torch.where(maps["wall"] < 1, plexus, 0.85)
+    round_about = ramp(-maps["depth"] - 0.5, width) * (1 - great)
+    dura = round_about * (0.4 + 0.4 * fields.rough + 0.3 * fields.grain).clamp(0, 0.8)
+    bone = round_about * (0.3 - 0.4 * fields.rough + 0.3 * fields.branch).clamp(0, 1) * (1 - dura)
+    blood = torch.stack([vein, great, dura]).amax(dim=0)
+    left = 1 - blood - bone * (1 - blood)
     return {
         "white": healthy["white"] * left,
         "grey": healthy["cortex"] * left,
@@ -154,7 +164,7 @@ def _with_tumour(
     cavity = core * hollow
     dead = (core - rim - cavity).clamp(min=0)
     # wettest deep inside; what there is between voxels of oedema is the healthy tissue
-    wet = column("oedema") * (0.6 + 0.4 * (depth["wt"] / 10).clamp(0, 1)) + 0.2 * fields.rough + 0.08 * fields.grain
+    wet = column("oedema") * (0.75 + 0.25 * (depth["wt"] / 10).clamp(0, 1)) + 0.2 * fields.rough + 0.08 * fields.grain
     swollen = (whole - core).clamp(min=0) * wet.clamp(0.1, 1.0)
     halo = ramp(column("halo_mm") * (1 + 0.5 * fields.rough) - maps["wall"], 2.0).clamp(max=0.45)
     spots = 0.8 * ramp(fields.grain + 0.5 * fields.rough - 4.0 + column("spots"), 0.8) * ramp(maps["depth"] - 12, 4.0)
@@ -177,7 +187,7 @@ def _with_tumour(
 def _draw_pathology(generator: np.random.Generator) -> Pathology:
     between, chance = generator.uniform, generator.random
     return Pathology(
-        oedema=float(between(0.5, 1.0)),
+        oedema=float(between(0.65, 1.0)),
         edge_mm=float(between(2.0, 8.0)),
         solid=float(between(0.1, 1.0)),
         uptake=float(between(0.7, 1.0)),
@@ -206,7 +216,7 @@ BRAIN = Organ(
     scheme=SCHEMES["brats2024"],  # the codes of 2023, and 4 for a resection cavity
     sequences=SEQUENCES,
     usual=GLIOMA_MRI.names,
-    extent_mm=(160.0, 192.0, 160.0),
+    extent_mm=(160.0, 192.0, 155.0),  # of BraTS: 155 slices
     drawn=("head", "tumour", "pathology"),
     draw=draw_brain,
     agent=draw_agent,

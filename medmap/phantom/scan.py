@@ -45,6 +45,7 @@ class Timing:
     flip_rad:         flip angle of a gradient echo
     b_s_mm2:          diffusion weighting
     fat_left:         what fat suppression leaves of the signal of fat; 1: none was used
+    flow_left:        what spin echoes see of blood, which flows out of the slice between their pulses; 1: all of it
     phase:            how long after contrast agent it was taken, a key of the patient's concentrations; "": before
     """
 
@@ -56,6 +57,7 @@ class Timing:
     b_s_mm2: float = 0.0
     phase: str = ""
     fat_left: float = 1.0
+    flow_left: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,8 @@ def _physical(
         measured = spin_echo(pd, t1, t2, timing.tr_s, timing.te_s)
     if timing.b_s_mm2:
         measured = diffusion(measured, timing.b_s_mm2, adc)
-    left = (timing.fat_left if name == "fat" else 1.0 for name in relaxation)
+    special = {"fat": timing.fat_left, "blood": timing.flow_left}
+    left = (special.get(name, 1.0) for name in relaxation)
     return {name: value * share for name, value, share in zip(relaxation, measured.tolist(), left, strict=True)}
 
 
@@ -273,7 +276,8 @@ def draw_relaxation(
 def _t1(field_t: float, generator: np.random.Generator) -> Timing:
     kind = generator.random()
     if kind < 0.45:
-        return Timing("spin_echo", generator.uniform(0.45, 0.75), generator.uniform(0.008, 0.015))
+        te, left = generator.uniform(0.008, 0.015), generator.uniform(0.3, 1.0)
+        return Timing("spin_echo", generator.uniform(0.45, 0.75), te, flow_left=left)
     if kind < 0.85:
         flip = float(np.deg2rad(generator.uniform(15, 30)))
         return Timing(
@@ -289,14 +293,16 @@ def _t1_enhanced(field_t: float, generator: np.random.Generator) -> Timing:
 
 
 def _t2(field_t: float, generator: np.random.Generator) -> Timing:
-    return Timing("spin_echo", generator.uniform(3.0, 6.0), generator.uniform(0.07, 0.1))
+    tr, te = generator.uniform(3.0, 6.0), generator.uniform(0.07, 0.1)
+    return Timing("spin_echo", tr, te, flow_left=generator.uniform(0.05, 0.7))
 
 
 def _flair(field_t: float, generator: np.random.Generator) -> Timing:
     tr = generator.uniform(8.0, 11.0)
     null = float(null_inversion_time(tissue("csf", field_t).t1_s.mean, tr))
     # operators stop a little before the null, since fluid of shorter T1 matters too
-    return Timing("inversion_recovery", tr, generator.uniform(0.09, 0.14), null * generator.uniform(0.93, 1.02))
+    te, ti = generator.uniform(0.09, 0.14), null * generator.uniform(0.93, 1.02)
+    return Timing("inversion_recovery", tr, te, ti, flow_left=generator.uniform(0.05, 0.7))
 
 
 def _pd(field_t: float, generator: np.random.Generator) -> Timing:

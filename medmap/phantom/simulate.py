@@ -44,6 +44,7 @@ class Settings:
     noise_correlation: ρ between the complex noise of any two modalities, 0 … 1
     randomised:        weight of the randomised mode: the share of scans with random contrast, 0 (physical) … 1
     operated:          share of patients after surgery, with a resection cavity, 0 … 1
+    shape:             X, Y, Z voxels of the box, with room for any body; by default the next multiples of 8 above that
 
     Raises InputError, by name, for what cannot be simulated.
     """
@@ -55,6 +56,7 @@ class Settings:
     noise_correlation: float = 0.0
     randomised: float = 0.0
     operated: float = 0.0
+    shape: Index3 | None = None
 
     def __post_init__(self) -> None:
         sequences = organ_named(self.organ).sequences
@@ -77,11 +79,34 @@ class Settings:
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}: found {getattr(self, name)}; expected {what} from 0 to 1")
+        need = self._room()
+        if self.shape is not None and any(n < least for n, least in zip(self.shape, need, strict=True)):
+            raise InputError(
+                f"shape: found {self.shape} voxels of {self.spacing_mm:g} mm, too small for a {self.organ}; "
+                f"expected at least {need}, or a larger spacing"
+            )
+
+    def _room(self) -> Index3:
+        """Voxels that a body may need."""
+        x, y, z = (int(np.ceil(extent / self.spacing_mm)) for extent in organ_named(self.organ).extent_mm)
+        return x, y, z
+
+    @property
+    def box(self) -> Index3:
+        """Voxels of the images."""
+        x, y, z = self.shape or (-(-n // 8) * 8 for n in self._room())
+        return x, y, z
 
     @property
     def names(self) -> ModalitySet:
         """The modalities that are made."""
         return self.modalities or ModalitySet(organ_named(self.organ).usual)
+
+    @property
+    def field(self) -> Index3:
+        """Voxels in the middle of the box, as few as a body may need: round them every image is empty."""
+        x, y, z = (n - 2 * ((n - least) // 2) for n, least in zip(self.box, self._room(), strict=True))
+        return x, y, z
 
     @property
     def scheme_name(self) -> str:
@@ -105,7 +130,6 @@ def simulate(
     seed: int,
     settings: Settings = PLAIN,
     *,
-    shape: Index3 | None = None,
     id: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Case:
@@ -113,7 +137,6 @@ def simulate(
 
     seed:     0 or more
     settings: as for all patients of a set; an image does not depend on which others are made, nor on their order
-    shape:    X, Y, Z voxels; at least 160×192×160 mm; by default the next multiples of 8 above that
     id:       the case's name; PHANTOM-00007-000 for seed 7 by default
     device:   where it is made; on a GPU the noise is another, everything else is the same but for rounding
 
@@ -126,12 +149,13 @@ def simulate(
     >>> case.id, case.grid.shape, sorted(case.images)
     ('PHANTOM-00000-000', (40, 48, 40), ['t1c', 't1n', 't2f', 't2w'])
     """
-    lattice = grid_of(settings, shape, device)
-    rendered = render([patient_of(seed, settings)], settings, lattice)
+    rendered = render([patient_of(seed, settings)], settings, grid_of(settings, device))
+    edge = [((n - inner) // 2,) * 2 for n, inner in zip(settings.box, settings.field, strict=True)]
+    *images, labels = (np.pad(volume.cpu().numpy(), edge) for volume in (*rendered.images[0], rendered.labels[0]))
     affine = np.diag([settings.spacing_mm] * 3 + [1.0])
-    affine[:3, 3] = lattice.start_mm[0].cpu().numpy()
-    images = {name: image.cpu().numpy() for name, image in zip(settings.names, rendered.images[0], strict=True)}
-    return Case(id or f"PHANTOM-{seed:05d}-000", images, affine, rendered.labels[0].cpu().numpy())
+    affine[:3, 3] = -settings.spacing_mm * (np.array(settings.box) - 1) / 2
+    named = dict(zip(settings.names, images, strict=True))
+    return Case(id or f"PHANTOM-{seed:05d}-000", named, affine, labels)
 
 
 def alone_on_its_core() -> None:
@@ -145,19 +169,9 @@ def patient_of(seed: int, settings: Settings) -> Patient:
     return draw_patient(seed, settings.organ, operated=bool(stream(seed, "surgery").random() < settings.operated))
 
 
-def grid_of(settings: Settings, shape: Index3 | None = None, device: torch.device | str = "cpu") -> Lattice:
-    """The lattice that a set is rendered on. Raises InputError for a shape that is too small for a body."""
-    spacing_mm = settings.spacing_mm
-    need = [int(np.ceil(extent / spacing_mm)) for extent in organ_named(settings.organ).extent_mm]
-    if shape is None:
-        x, y, z = (-(-n // 8) * 8 for n in need)
-        shape = (x, y, z)
-    if any(n < least for n, least in zip(shape, need, strict=True)):
-        raise InputError(
-            f"shape: found {shape} voxels of {spacing_mm:g} mm, too small for a {settings.organ}; "
-            f"expected at least {tuple(need)}, or a larger spacing"
-        )
-    return Lattice.centred(shape, spacing_mm, device)
+def grid_of(settings: Settings, device: torch.device | str = "cpu") -> Lattice:
+    """The lattice that a set is rendered on."""
+    return Lattice.centred(settings.field, settings.spacing_mm, device)
 
 
 def render(patients: Sequence[Patient], settings: Settings, lattice: Lattice) -> Rendered:

@@ -35,6 +35,9 @@ OUTLINE_MM = 2.0
 OUTLINE_CUBE = 72
 MOST_STEPS = 400
 FAR_OUTSIDE_MM = -50.0
+ROOM_BELOW_ML = 60.0
+"""Only smaller tumours are drawn below the tentorium."""
+
 STABILITY = 6.5
 """Explicit steps in three dimensions are stable where D Δt / h² ≤ 1/6."""
 
@@ -63,6 +66,7 @@ class Tumour:
     rim_rough:           how much the enhancing rim's thickness varies, relative to itself
     patchy:              0: a rim round necrosis; 1: enhancing nodules anywhere in the core
     displaced:           share of the core's volume, and of a third of the oedema's, that pushed tissue aside
+    below_tentorium:     it grows in the cerebellum or the brainstem
     """
 
     wt_ml: float
@@ -78,6 +82,7 @@ class Tumour:
     rim_rough: float
     patchy: float
     displaced: float
+    below_tentorium: bool
 
     @property
     def diffusivity_mm2_day(self) -> float:
@@ -138,6 +143,7 @@ def draw_tumour(generator: np.random.Generator, *, operated: bool = False) -> Tu
         rim_rough=float(generator.uniform(0.02, 0.3)),
         patchy=float(generator.uniform(0, 1) ** 3),
         displaced=float(generator.uniform(0.1, 0.9)),
+        below_tentorium=bool(generator.random() < 0.2) and wt_ml < ROOM_BELOW_ML,
     )
 
 
@@ -148,10 +154,13 @@ def _quantile(u: float, function: tuple[tuple[float, ...], tuple[float, ...]]) -
 def place(
     tumours: Sequence[Tumour], anatomy: Anatomy, generators: Sequence[np.random.Generator]
 ) -> Float[Tensor, "B 3 3"]:
-    """Centres of growth in mm, in deep white matter of the cerebrum: B patients, 3 foci (those not used repeat)."""
+    """Centres of growth in mm, in deep white matter: B patients, 3 foci (those not used repeat)."""
     maps = anatomy.at(anatomy.lattice)
-    z_mm = anatomy.atlas_mm(anatomy.lattice)[:, 2:]
-    suits = (maps["white"] > 0.6) & (maps["depth"] > 9) & (maps["wall"] > 4) & (z_mm > -12)
+    x_mm, y_mm, z_mm = torch.split(anatomy.atlas_mm(anatomy.lattice), 1, dim=1)
+    above = (maps["white"] > 0.6) & (maps["depth"] > 9) & (maps["wall"] > 4) & (z_mm > -12)
+    below = (maps["white"] > 0.5) & (maps["depth"] > 6) & (maps["wall"] > 2)
+    below = below & (z_mm < -26) & (y_mm < -20) & (x_mm.abs() < 40)  # not the temporal lobe
+    suits = torch.where(per_patient([t.below_tentorium for t in tumours], z_mm) > 0, below, above)
     points = anatomy.lattice.points()[0].flatten(1).T.cpu().numpy()
     chosen = []
     for tumour, row, generator in zip(tumours, suits.flatten(1).cpu().numpy(), generators, strict=True):
@@ -181,9 +190,10 @@ def grow(
     lattice = _cube(foci[:, 0], GROWTH_MM, GROWTH_CUBE)
     tissues = anatomy.tissues(maps := anatomy.at(lattice))
     grey = 1 / per_patient([t.grey_ratio for t in tumours], foci)
-    supratentorial = torch.sigmoid((anatomy.atlas_mm(lattice)[:, 2:] + 22) / 4)
+    above = torch.sigmoid((anatomy.atlas_mm(lattice)[:, 2:] + 22) / 4)
+    own_side = torch.where(per_patient([t.below_tentorium for t in tumours], foci) > 0, 1 - above, above)
     spread = tissues["white"] + grey * (tissues["cortex"] + tissues["deep"])
-    spread = spread * (maps["depth"] > 0) * (tissues["csf"] < 0.5) * (0.1 + 0.9 * supratentorial)
+    spread = spread * (maps["depth"] > 0) * (tissues["csf"] < 0.5) * (0.1 + 0.9 * own_side)
     faces = [_between(spread, axis) for axis in (2, 3, 4)]
     pace = (GROWTH_MM / per_patient([t.infiltration_mm for t in tumours], foci)) ** 2 / STABILITY
     pace = pace * (0.5 * smooth_field(lattice, 22.0, generators)).exp() * (spread > 0)

@@ -162,8 +162,9 @@ def _work(out: Path, job: Job, settings: Settings, layout: Layout) -> str:
 
 
 def _described(settings: Settings, layout: Layout, seed: int, missing: float) -> dict[str, Any]:
-    plain = asdict(settings) | {"modalities": list(settings.names), "missing": missing}
-    return {"format": 2, "layout": layout.name, "labels": layout.scheme, "seed": seed, **plain}
+    made = {"modalities": list(settings.names), "shape": list(settings.box), "missing": missing}
+    plain = asdict(settings) | made
+    return {"format": 3, "layout": layout.name, "labels": layout.scheme, "seed": seed, **plain}
 
 
 def _check(count: int, seed: int, missing: float) -> None:

@@ -16,7 +16,7 @@ from medmap.phantom.space import Lattice, smooth_field
 
 COARSE = grid_of(replace(PLAIN, spacing_mm=4.0))
 VOXEL_ML = 4.0**3 / 1000
-STILL = Head((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (0.0, 0.0), 0.0, 0.0, 0.0, 1.0, 0.0, 0.0)
+STILL = Head((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (0.0, 0.0), 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
 """A head that is the atlas."""
 
 
@@ -116,7 +116,7 @@ def test_heads_have_the_volumes_of_heads_and_fit_the_field_of_view(drawn: list[A
         brain = anatomy.brain(maps, COARSE, [stream(seed, "strip")])[0, 0]
         inner = torch.zeros_like(brain)
         inner[1:-1, 1:-1, 1:-1] = True
-        assert (brain & ~inner).sum().item() * VOXEL_ML < 2  # of a low brain stem
+        assert (brain & ~inner).sum().item() * VOXEL_ML < 12  # of a low brain stem, and what stripping left round it
         tissues = anatomy.tissues(maps)
         volumes.append([(tissues[name][0, 0] * brain).sum().item() * VOXEL_ML for name in tissues])
         assert 5 < (maps["wall"][0, 0] < 0).sum().item() * VOXEL_ML < 120

@@ -119,7 +119,7 @@ def test_labels_are_those_of_2023_and_nest(rendered: Rendered) -> None:
 
 @pytest.mark.parametrize("name", sorted(SEQUENCES))
 def test_every_sequence_can_be_made(name: str) -> None:
-    case = simulate(1, replace(COARSE, modalities=ModalitySet((name,))), shape=(40, 48, 40))
+    case = simulate(1, replace(COARSE, modalities=ModalitySet((name,)), shape=(40, 48, 40)))
     image = case.images[name]
     assert list(case.images) == [name]
     assert image[image > 0].std() > 0.04 * image[image > 0].mean()
@@ -203,7 +203,7 @@ def test_a_finer_grid_shows_the_same_head(first: Case) -> None:
 
 
 def test_shape_name_and_affine_are_those_asked_for() -> None:
-    case = simulate(1, replace(COARSE, modalities=ModalitySet(("t1",))), shape=(43, 50, 41), id="A")
+    case = simulate(1, replace(COARSE, modalities=ModalitySet(("t1",)), shape=(43, 50, 41)), id="A")
     assert (case.id, list(case.images), case.grid.shape) == ("A", ["t1n"], (43, 50, 41))
     assert case.grid.spacing_mm == (4.0, 4.0, 4.0)
     np.testing.assert_allclose(case.affine[:3, 3], [-84, -98, -80])
@@ -238,7 +238,7 @@ def test_impossible_settings_are_refused_by_name(arguments: dict[str, Any], mess
         (lambda: Settings(ModalitySet(("t1n", "pet"))), "modality pet: no signal equation for it; expected any of t1n"),
         (lambda: Settings(ModalitySet(())), "needs at least one name"),
         (lambda: simulate(-1, COARSE), "seed: found -1"),
-        (lambda: simulate(0, COARSE, shape=(32, 96, 80)), "shape: found .* too small for a brain"),
+        (lambda: replace(COARSE, shape=(32, 96, 80)), "shape: found .* too small for a brain"),
     ],
 )
 def test_impossible_requests_are_refused_by_name(call: Any, message: str) -> None:

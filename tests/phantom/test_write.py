@@ -71,7 +71,15 @@ def test_the_usual_layout_is_that_of_brats_2023(written: Path) -> None:
 def test_files_hold_the_simulated_voxels_and_the_manifest_says_how(written: Path) -> None:
     manifest = _manifest(written)
     settings = {"spacing_mm": 4.0, "noise": TWO.noise, "noise_correlation": 0.0, "randomised": 0.0, "operated": 0.0}
-    expected = {"format": 2, "layout": "brats2023", "labels": "brats2023", "seed": 5, "missing": 0.0, "organ": "brain"}
+    expected = {
+        "format": 3,
+        "shape": [40, 48, 40],
+        "layout": "brats2023",
+        "labels": "brats2023",
+        "seed": 5,
+        "missing": 0.0,
+        "organ": "brain",
+    }
     expected |= settings | {"modalities": ["t1c", "t2f"]}
     assert {key: value for key, value in manifest.items() if key != "cases"} == expected
     for name, entry in zip(NAMES, manifest["cases"], strict=True):
