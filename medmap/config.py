@@ -54,7 +54,7 @@ class DataConfig(_Section):
 class PhantomConfig(_Section):
     """How phantoms are made that training draws as it goes (``data.source: phantom``).
 
-    organ, spacing_mm, noise, noise_correlation, operated: as `medmap simulate` takes them
+    organ, spacing_mm, noise, noise_correlation, operated, grown: as `medmap simulate` takes them
     randomised: weight of the randomised mode: share of scans with random contrast
     val:        patients kept for validation
     patients:   how many to train on; they stay in memory (3 MB each at 2 mm). A new one for every patch where null
@@ -67,6 +67,7 @@ class PhantomConfig(_Section):
     noise_correlation: Fraction = 0.0
     randomised: Fraction = 0.3
     operated: Fraction = 0.0
+    grown: Fraction = 1.0
     val: Count = 8
     patients: Count | None = None
     workers: Annotated[int, Field(ge=0)] | None = None

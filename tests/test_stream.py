@@ -71,7 +71,13 @@ def test_a_stream_and_a_written_set_of_one_seed_hold_the_same_patients(tmp_path:
 
 def test_one_default_stands_in_configuration_command_and_library() -> None:
     options = {option.name: option.default for option in get_command(app).commands["simulate"].params}  # type: ignore[attr-defined]
-    asked = {"spacing_mm": "spacing", "noise": "noise", "noise_correlation": "correlation", "operated": "operated"}
+    asked = {
+        "spacing_mm": "spacing",
+        "noise": "noise",
+        "noise_correlation": "correlation",
+        "operated": "operated",
+        "grown": "grown",
+    }
     for name, option in asked.items():
         assert getattr(PhantomConfig(), name) == getattr(Settings(), name) == options[option], name
 

@@ -75,6 +75,9 @@ def simulate(
     operated: Annotated[
         float, typer.Option("--operated", metavar="P", help="Share of patients with a resection cavity, 0 to 1.")
     ] = 0.0,
+    grown: Annotated[
+        float, typer.Option("--grown", metavar="P", help="Share of tumours that grow as tissue lets them, not round.")
+    ] = 1.0,
     missing: Annotated[
         float, typer.Option("--missing", metavar="P", min=0, max=1, help="Probability that a sequence does not exist.")
     ] = 0.0,
@@ -101,6 +104,7 @@ def simulate(
         noise_correlation=correlation,
         randomised=_weight(mode),
         operated=operated,
+        grown=grown,
         shape=_voxels(shape),
     )
     layout_for(layout, settings)

@@ -50,11 +50,11 @@ class Brain:
     pathology: Pathology
 
 
-def draw_brain(streams: Streams, operated: bool = False) -> Brain:
+def draw_brain(streams: Streams, operated: bool = False, grown: bool = True) -> Brain:
     """A random head with a random tumour. streams: head, tumour, pathology."""
     return Brain(
         draw_head(streams["head"]),
-        draw_tumour(streams["tumour"], operated=operated),
+        draw_tumour(streams["tumour"], operated=operated, grown=grown),
         _draw_pathology(streams["pathology"]),
     )
 

@@ -68,7 +68,7 @@ class LiverBody:
     fatty: float
 
 
-def draw_liver(streams: Streams, operated: bool = False) -> LiverBody:
+def draw_liver(streams: Streams, operated: bool = False, grown: bool = True) -> LiverBody:
     """A random trunk with 1 to 8 lesions. streams: trunk, lesions. Surgery is not simulated."""
     generator = streams["lesions"]
     number = int(np.clip(generator.geometric(0.35), 1, 8))

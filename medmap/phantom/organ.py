@@ -41,7 +41,8 @@ class Organ:
     scheme:    what the labels mean
     sequences: {modality: draws its timing, from the field in T}; usual: those that are made when none are named
     extent_mm: every body that is drawn lies inside this box
-    draw:      numbers of one patient's body, from a stream for each name in ``drawn``; a frozen dataclass
+    draw:      numbers of one patient's body, from a stream for each name in ``drawn``, and whether there was surgery
+               and the disease grew as tissue lets it; a frozen dataclass
     agent:     {phase: {tissue: concentration of contrast agent in mmol/l}}, drawn for one patient
     build:     the bodies of some patients on a lattice, from a stream for each name in ``built``
     """
@@ -54,7 +55,7 @@ class Organ:
     usual: tuple[str, ...]
     extent_mm: tuple[float, float, float]
     drawn: tuple[str, ...]
-    draw: Callable[[Streams, bool], Any]
+    draw: Callable[[Streams, bool, bool], Any]
     agent: Callable[[np.random.Generator], dict[str, dict[str, float]]]
     built: tuple[str, ...]
     build: Callable[[Sequence[Any], Lattice, Sequence[Streams]], Body]

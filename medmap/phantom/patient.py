@@ -41,7 +41,7 @@ class Patient:
         return asdict(self)
 
 
-def draw_patient(seed: int, organ: str = "brain", *, operated: bool = False) -> Patient:
+def draw_patient(seed: int, organ: str = "brain", *, operated: bool = False, grown: bool = True) -> Patient:
     """Draw anatomy, disease and the protocol of all sequences.
 
     Raises InputError for a negative seed and for an unknown organ.
@@ -55,7 +55,7 @@ def draw_patient(seed: int, organ: str = "brain", *, operated: bool = False) -> 
         seed=seed,
         organ=organ,
         field_t=field_t,
-        body=kind.draw({part: stream(seed, part) for part in kind.drawn}, operated),
+        body=kind.draw({part: stream(seed, part) for part in kind.drawn}, operated, grown),
         relaxation=_draw_relaxation(kind, field_t, stream(seed, "relaxation")),
         agent_mmol_l=kind.agent(stream(seed, "agent")),
         scans={name: _draw_scan(kind, name, field_t, stream(seed, f"scan {name}")) for name in kind.sequences},

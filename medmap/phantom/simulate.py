@@ -44,6 +44,7 @@ class Settings:
     noise_correlation: ρ between the complex noise of any two modalities, 0 … 1
     randomised:        weight of the randomised mode: the share of scans with random contrast, 0 (physical) … 1
     operated:          share of patients after surgery, with a resection cavity, 0 … 1
+    grown:             share of tumours that grow by reaction–diffusion, 0 … 1; the others are round
     shape:             X, Y, Z voxels of the box, with room for any body; by default the next multiples of 8 above that
 
     Raises InputError, by name, for what cannot be simulated.
@@ -56,6 +57,7 @@ class Settings:
     noise_correlation: float = 0.0
     randomised: float = 0.0
     operated: float = 0.0
+    grown: float = 1.0
     shape: Index3 | None = None
 
     def __post_init__(self) -> None:
@@ -76,6 +78,7 @@ class Settings:
             ("noise_correlation", "a correlation"),
             ("randomised", "a weight"),
             ("operated", "a share of patients"),
+            ("grown", "a share of tumours"),
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}: found {getattr(self, name)}; expected {what} from 0 to 1")
@@ -165,8 +168,10 @@ def alone_on_its_core() -> None:
 
 
 def patient_of(seed: int, settings: Settings) -> Patient:
-    """What is drawn for a seed; the settings decide only whether there was surgery."""
-    return draw_patient(seed, settings.organ, operated=bool(stream(seed, "surgery").random() < settings.operated))
+    """What is drawn for a seed; the settings decide only whether there was surgery and how the tumour came about."""
+    operated = bool(stream(seed, "surgery").random() < settings.operated)
+    grown = bool(stream(seed, "grown").random() < settings.grown)
+    return draw_patient(seed, settings.organ, operated=operated, grown=grown)
 
 
 def grid_of(settings: Settings, device: torch.device | str = "cpu") -> Lattice:

@@ -67,6 +67,8 @@ class Tumour:
     patchy:              0: a rim round necrosis; 1: enhancing nodules anywhere in the core
     displaced:           share of the core's volume, and of a third of the oedema's, that pushed tissue aside
     below_tentorium:     it grows in the cerebellum or the brainstem
+    grown:               by reaction–diffusion; else it is round the foci, whatever the tissue, as far as its outline
+                         is not rough
     """
 
     wt_ml: float
@@ -83,6 +85,7 @@ class Tumour:
     patchy: float
     displaced: float
     below_tentorium: bool
+    grown: bool = True
 
     @property
     def diffusivity_mm2_day(self) -> float:
@@ -118,8 +121,8 @@ class Outlines:
         return dict(zip(("wt", "tc", "et", "rc"), torch.split(depth, 1, dim=1), strict=True))
 
 
-def draw_tumour(generator: np.random.Generator, *, operated: bool = False) -> Tumour:
-    """A random tumour. ``operated``: after surgery, with a resection cavity."""
+def draw_tumour(generator: np.random.Generator, *, operated: bool = False, grown: bool = True) -> Tumour:
+    """A random tumour. operated: after surgery, with a resection cavity; grown: by reaction–diffusion."""
     scores = np.linalg.cholesky(COPULA) @ generator.standard_normal(3)
     wt, core, rim = (float(u) for u in ndtr(scores))
     wt_ml = _quantile(wt, WT_ML)
@@ -144,6 +147,7 @@ def draw_tumour(generator: np.random.Generator, *, operated: bool = False) -> Tu
         patchy=float(generator.uniform(0, 1) ** 3),
         displaced=float(generator.uniform(0.1, 0.9)),
         below_tentorium=bool(generator.random() < 0.2) and wt_ml < ROOM_BELOW_ML,
+        grown=grown,
     )
 
 
@@ -197,7 +201,7 @@ def grow(
     faces = [_between(spread, axis) for axis in (2, 3, 4)]
     pace = (GROWTH_MM / per_patient([t.infiltration_mm for t in tumours], foci)) ** 2 / STABILITY
     pace = pace * (0.5 * smooth_field(lattice, 22.0, generators)).exp() * (spread > 0)
-    wanted = torch.tensor([t.wt_ml * 1000 / GROWTH_MM**3 for t in tumours], device=foci.device)
+    wanted = torch.tensor([t.wt_ml * 1000 / GROWTH_MM**3 if t.grown else 0.0 for t in tumours], device=foci.device)
     density = _seeds(tumours, foci, lattice) * (spread > 0)
     age = torch.zeros_like(density)
     for step in range(MOST_STEPS):
@@ -209,7 +213,9 @@ def grow(
             active = small.to(density.dtype)[:, None, None, None, None]
         density = density + active * (_divergence(density, faces) / STABILITY + pace * density * (1 - density))
         age = age + active * density
-    return Grown(density, age / age.amax(dim=(2, 3, 4), keepdim=True).clamp(min=1), lattice)
+    age = age / age.amax(dim=(2, 3, 4), keepdim=True).clamp(min=1)
+    grown, around = per_patient([t.grown for t in tumours], foci) > 0, _balls(tumours, foci, lattice)
+    return Grown(torch.where(grown, density, around), torch.where(grown, age, around), lattice)
 
 
 def outline(
@@ -232,7 +238,8 @@ def outline(
     age = onto(_through_fluid(grown.age), grown.lattice, lattice)
     inside = (maps["depth"] > 0.5) & (maps["wall"] > 0) & _off_the_border(lattice)
     # readers leave cortex and sulci out of the oedema; the density there is not much lower
-    whole = level + column("rough") * (wide + 0.5 * fine) - 1.5 * tissues["cortex"] - 3.0 * tissues["csf"]
+    left_out = 1.5 * tissues["cortex"] + 3.0 * tissues["csf"]
+    whole = level + column("rough") * (wide + 0.5 * fine) - column("grown") * left_out
     wt = _outlined(whole, inside, column("wt_ml"), lattice)
     wt = torch.where(inside, wt, wt.clamp(max=-1.0))
     wt = torch.where(_off_the_border(lattice), wt, FAR_OUTSIDE_MM)
@@ -271,6 +278,12 @@ def _seeds(tumours: Sequence[Tumour], foci: Float[Tensor, "B 3 3"], lattice: Lat
         ball = (-away.square().sum(1, keepdim=True) / (2 * GROWTH_MM**2)).exp()
         balls.append(strength * ball * (ball > 1e-3))  # or the tail would start growth beyond a sulcus
     return torch.stack(balls).amax(dim=0)
+
+
+def _balls(tumours: Sequence[Tumour], foci: Float[Tensor, "B 3 3"], lattice: Lattice) -> Float[Tensor, "B 1 n n n"]:
+    """A density that falls off with the distance from the nearest focus alone, as a front of this width would."""
+    away = (lattice.points()[:, None] - foci[..., None, None, None]).norm(dim=2).amin(dim=1, keepdim=True)
+    return (-away / (3 * per_patient([t.infiltration_mm for t in tumours], foci))).exp()
 
 
 def _between(spread: Tensor, axis: int) -> Tensor:

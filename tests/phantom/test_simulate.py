@@ -220,6 +220,7 @@ def test_shape_name_and_affine_are_those_asked_for() -> None:
         ({"noise": float("inf")}, "noise: found inf"),
         ({"noise_correlation": 1.2}, r"noise_correlation: found 1\.2; expected a correlation from 0 to 1"),
         ({"randomised": -0.5}, r"randomised: found -0\.5; expected a weight from 0 to 1"),
+        ({"grown": -1.0}, r"grown: found -1\.0; expected a share of tumours from 0 to 1"),
         ({"operated": 2.0}, r"operated: found 2\.0; expected a share of patients from 0 to 1"),
         ({"spacing_mm": 0.5}, r"spacing: found 0\.5 mm; expected 1 to 4 mm"),
         ({"spacing_mm": 5.0}, r"spacing: found 5\.0 mm"),

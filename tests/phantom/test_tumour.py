@@ -309,3 +309,16 @@ def test_several_foci_make_several_tumours() -> None:
         _, count = ndimage.label(_regions(outlines)[0][0].numpy(), np.ones((3, 3, 3)))
         parts.append(count)
     assert max(parts) >= 2
+
+
+def test_a_tumour_that_did_not_grow_has_its_volumes_and_does_not_follow_tissue() -> None:
+    round_one = replace(PLAIN, grown=False, foci=1, rough=0.0)
+    cortex = []
+    for tumour in (round_one, replace(round_one, grown=True)):
+        outlines, anatomy = _outlined(tumour)
+        whole = _regions(outlines)[0]
+        assert whole.sum().item() * VOXEL_ML == pytest.approx(tumour.wt_ml, rel=0.01)
+        maps = anatomy.at(outlines.lattice)
+        cortex.append(anatomy.tissues(maps)["cortex"][:, 0][whole].mean().item())
+        assert maps["wall"][:, 0][whole].min() > 0
+    assert cortex[0] > 1.5 * cortex[1]

@@ -70,7 +70,7 @@ def test_the_usual_layout_is_that_of_brats_2023(written: Path) -> None:
 
 def test_files_hold_the_simulated_voxels_and_the_manifest_says_how(written: Path) -> None:
     manifest = _manifest(written)
-    settings = {"spacing_mm": 4.0, "noise": TWO.noise, "noise_correlation": 0.0, "randomised": 0.0, "operated": 0.0}
+    settings = {"spacing_mm": 4.0, "noise": TWO.noise, "noise_correlation": 0.0, "randomised": 0.0}
     expected = {
         "format": 3,
         "shape": [40, 48, 40],
@@ -80,7 +80,7 @@ def test_files_hold_the_simulated_voxels_and_the_manifest_says_how(written: Path
         "missing": 0.0,
         "organ": "brain",
     }
-    expected |= settings | {"modalities": ["t1c", "t2f"]}
+    expected |= settings | {"operated": 0.0, "grown": 1.0} | {"modalities": ["t1c", "t2f"]}
     assert {key: value for key, value in manifest.items() if key != "cases"} == expected
     for name, entry in zip(NAMES, manifest["cases"], strict=True):
         assert (entry["id"], entry["sequences"]) == (name, ["t1c", "t2f"])
