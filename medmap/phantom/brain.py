@@ -63,7 +63,7 @@ def draw_agent(generator: np.random.Generator) -> dict[str, dict[str, float]]:
     """Concentration of contrast agent in each tissue some minutes after injection, mmol/l."""
     between = generator.uniform
     late = {
-        "enhancing": float(np.exp(np.clip(generator.normal(np.log(0.16), 0.45), np.log(0.09), np.log(0.5)))),
+        "enhancing": float(np.exp(np.clip(generator.normal(np.log(0.18), 0.45), np.log(0.12), np.log(0.6)))),
         "blood": float(between(0.2, 0.8)),
         "oedema": float(between(0.0, 0.02)),
         "solid": float(between(0.0, 0.025)),

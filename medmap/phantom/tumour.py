@@ -31,6 +31,9 @@ from medmap.phantom.space import Lattice, along_axes, gaussian_matrix, onto, per
 EDGE_DENSITY = 0.16
 GROWTH_MM = 3.0
 GROWTH_CUBE = 48
+CUBE_SLACK_MM = (0.0, 22.0, 4.0)
+"""How far the cube's middle may lie from the head's: as far as there is head on all sides of it."""
+
 OUTLINE_MM = 2.0
 OUTLINE_CUBE = 72
 MOST_STEPS = 400
@@ -190,8 +193,9 @@ def grow(
     foci: Float[Tensor, "B 3 3"],
     generators: Sequence[np.random.Generator],
 ) -> Grown:
-    """Let each tumour grow until it has reached its volume, on a lattice of 3 mm round the first focus."""
-    lattice = _cube(foci[:, 0], GROWTH_MM, GROWTH_CUBE)
+    """Let each tumour grow until it has reached its volume, on a lattice of 3 mm over the part of the head round it."""
+    slack = torch.tensor(CUBE_SLACK_MM, device=foci.device)
+    lattice = _cube(foci[:, 0].clamp(-slack, slack), GROWTH_MM, GROWTH_CUBE)
     tissues = anatomy.tissues(maps := anatomy.at(lattice))
     grey = 1 / per_patient([t.grey_ratio for t in tumours], foci)
     above = torch.sigmoid((anatomy.atlas_mm(lattice)[:, 2:] + 22) / 4)
