@@ -15,6 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import NamedTuple, cast
 
 import torch
@@ -22,11 +23,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from medmap.config import AlignConfig, ModelConfig
-from medmap.core.gaussian import Gaussian, kl
+from medmap.core.gaussian import Gaussian, kl, mixed
 from medmap.core.modality import ModalitySet, canonical
 from medmap.errors import ConfigError
 from medmap.models import build_backbone
-from medmap.models.backbone import Auxiliary, Backbone, Decoded, Encoded, stacked
+from medmap.models.backbone import Auxiliary, Backbone, Decoded, Encoded, Term, stacked, trait
 from medmap.models.stem import Stem, build_stem
 
 STEM = "stem"
@@ -36,8 +37,13 @@ class Anchor(nn.Module, ABC):
     """P_mix of one level: a distribution made from latents, or given beforehand."""
 
     @abstractmethod
-    def forward(self, latents: Float[Tensor, "B M C x y z"], seen: Bool[Tensor, "B M"]) -> Gaussian:
-        """Gaussian [B C x y z] from the modalities that are seen; the others have no influence."""
+    def forward(
+        self, latents: Float[Tensor, "B M C x y z"], seen: Bool[Tensor, "B M"], log_var: Tensor | None = None
+    ) -> Gaussian:
+        """Gaussian [B C x y z] from the modalities that are seen; the others have no influence.
+
+        latents are means; ``log_var``, of the same shape, their log-variances; without it all variances are 1
+        """
 
     def defined(self, seen: Bool[Tensor, "B M"]) -> Bool[Tensor, " B"]:
         """Samples in which the anchor exists."""
@@ -61,12 +67,17 @@ class Uniform(Anchor):
     def weights(self) -> Float[Tensor, " M"]:
         return torch.full((self.modalities,), 1 / self.modalities)
 
-    def forward(self, latents: Float[Tensor, "B M C x y z"], seen: Bool[Tensor, "B M"]) -> Gaussian:
+    def forward(
+        self, latents: Float[Tensor, "B M C x y z"], seen: Bool[Tensor, "B M"], log_var: Tensor | None = None
+    ) -> Gaussian:
         weights = self.weights().to(latents) * seen
         total = weights.sum(dim=1, keepdim=True)
         share = weights / torch.where(seen.any(dim=1, keepdim=True), total, torch.ones_like(total))
         # Not einsum: under autocast that would be a bfloat16 product.
-        return Gaussian.unit((share.to(latents.dtype)[:, :, None, None, None, None] * latents).sum(dim=1))
+        shares = share.to(latents.dtype)[:, :, None, None, None, None]
+        if log_var is None:
+            return Gaussian.unit((shares * latents).sum(dim=1))
+        return mixed(Gaussian(latents, log_var), shares, dim=1)
 
 
 class LearnedMixture(Uniform):
@@ -105,27 +116,36 @@ class FixedModality(Anchor):
     def defined(self, seen: Bool[Tensor, "B M"]) -> Bool[Tensor, " B"]:
         return seen[:, self.index]
 
-    def forward(self, latents: Float[Tensor, "B M C x y z"], seen: Bool[Tensor, "B M"]) -> Gaussian:
-        return Gaussian.unit(latents[:, self.index].detach())
+    def forward(
+        self, latents: Float[Tensor, "B M C x y z"], seen: Bool[Tensor, "B M"], log_var: Tensor | None = None
+    ) -> Gaussian:
+        mean = latents[:, self.index].detach()
+        return Gaussian.unit(mean) if log_var is None else Gaussian(mean, log_var[:, self.index].detach())
 
 
 class StandardNormal(Anchor):
     """P^N: N(0, I), whatever the sample."""
 
-    def forward(self, latents: Float[Tensor, "B M C x y z"], seen: Bool[Tensor, "B M"]) -> Gaussian:
+    def forward(
+        self, latents: Float[Tensor, "B M C x y z"], seen: Bool[Tensor, "B M"], log_var: Tensor | None = None
+    ) -> Gaussian:
         return Gaussian.unit(torch.zeros_like(latents[:, 0]))
 
 
 def alignment_loss(
-    latents: Float[Tensor, "B M C x y z"], anchor: Anchor, seen: Bool[Tensor, "B M"]
+    latents: Float[Tensor, "B M C x y z"],
+    anchor: Anchor,
+    seen: Bool[Tensor, "B M"],
+    log_var: Float[Tensor, "B M C x y z"] | None = None,
 ) -> Float[Tensor, ""]:
     """L_align of one level, in nats per latent element.
 
-        L = 1/B Σ_b 1/|S_b| Σ_{j∈S_b} mean over elements of KL( N(Z_bj, I) ‖ P_mix,b )
+        L = 1/B Σ_b 1/|S_b| Σ_{j∈S_b} mean over elements of KL( N(Z_bj, σ²_bj) ‖ P_mix,b )
 
     latents: Z, [B M C x y z]; rows of modalities that are not seen may hold anything finite
     anchor:  P_mix; samples in which it does not exist add 0
     seen:    S as a mask, Bool[B M]
+    log_var: log σ² of a backbone with Gaussian latents; σ = 1 without
 
     For M = 4, all seen, a mixture anchor and unit variances this is Σ_j MSE(Z_j, P) / 8 of MedMAP's public code.
 
@@ -134,9 +154,11 @@ def alignment_loss(
     True
     """
     latents = latents.float()
-    target = anchor(latents, seen)
+    own = Gaussian.unit(latents) if log_var is None else Gaussian(latents, log_var.float())
+    target = anchor(latents, seen) if log_var is None else anchor(latents, seen, own.log_var)
     counted = seen & anchor.defined(seen)[:, None]
-    terms = kl(Gaussian.unit(latents), Gaussian(target.mean[:, None], target.log_var)).mean(dim=(2, 3, 4, 5))
+    spread = target.log_var if target.log_var.ndim == 0 else target.log_var[:, None]
+    terms = kl(own, Gaussian(target.mean[:, None], spread)).mean(dim=(2, 3, 4, 5))
     per_sample = (terms * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
     return per_sample.mean()
 
@@ -148,26 +170,34 @@ def fill_absent(
     modalities: ModalitySet,
     over: Bool[Tensor, "B M"],
     kept: Bool[Tensor, "B M"],
+    gaussian: bool = False,
 ) -> Encoded:
     """Replace the latents of one level that this pass may not look at by the anchor over ``over``.
 
     over: the modalities the anchor is built from: ``kept``, or ``seen`` for the published form (a leak)
     kept: what this pass may look at; everything else is replaced where the anchor exists
+    gaussian: the latents hold means and log-variances, and so does what is put in
     """
     latents = stacked(encoded.levels[level], modalities)
-    p = anchor(latents, over).mean.to(latents.dtype)
+    if gaussian:
+        own = Gaussian.split(latents, dim=2)
+        p = anchor(own.mean, over, own.log_var).joined(dim=1).to(latents.dtype)
+    else:
+        p = anchor(latents, over).mean.to(latents.dtype)
     absent = ~kept & anchor.defined(over)[:, None]
-    mixed = torch.where(absent[:, :, None, None, None, None], p[:, None], latents)
-    return encoded.with_filled(level, {name: mixed[:, m] for m, name in enumerate(modalities)}, absent)
+    whole = torch.where(absent[:, :, None, None, None, None], p[:, None], latents)
+    return encoded.with_filled(level, {name: whole[:, m] for m, name in enumerate(modalities)}, absent)
 
 
 class Output(NamedTuple):
-    """What one training pass gives: logits [B K X Y Z], auxiliary logits, named losses, latents that were aligned."""
+    """What one training pass gives: logits [B K X Y Z], auxiliary logits, named losses, latents that were aligned, and
+    the weights that the backbone gives to what it adds."""
 
     logits: Tensor
     auxiliary: dict[str, Auxiliary]
-    losses: dict[str, Tensor]
+    losses: dict[str, Term]
     latents: dict[str, Tensor]
+    weights: Mapping[str, float]
 
 
 class AlignedSegmenter(nn.Module):
@@ -243,7 +273,7 @@ class AlignedSegmenter(nn.Module):
             inputs = self._filled(latents, STEM, seen, kept)
         encoded = self.backbone.encode(self._scaled(STEM, inputs.levels[STEM]), inputs.present(STEM, seen))
         # The loss is about the latents as they were, not about what was put in their place.
-        return Encoded({**latents.levels, **encoded.levels}, encoded.size, encoded.context, inputs.filled)
+        return replace(encoded, levels={**latents.levels, **encoded.levels}, filled=inputs.filled)
 
     def decode(self, encoded: Encoded, kept: Bool[Tensor, "B M"], seen: Bool[Tensor, "B M"] | None = None) -> Decoded:
         """Logits from the kept modalities. ``seen`` is looked at by the published filling alone."""
@@ -259,24 +289,41 @@ class AlignedSegmenter(nn.Module):
     def forward(self, images: Tensor, seen: Tensor, kept: Tensor) -> Output:
         """One training pass over images [B M X Y Z] with masks Bool[B M]."""
         named = {name: images[:, m : m + 1] for m, name in enumerate(self.modalities)}
-        # Without an anchor nobody asks for the latents of what was dropped.
-        visible = seen if self.anchors else kept
+        # Without an anchor nobody asks for the latents of what was dropped, but a backbone whose own losses do.
+        visible = seen if self.anchors or trait(self.backbone, "uses_dropped") else kept
         encoded = self.encode(named, visible, kept)
         present = kept if self.stem is not None and not self.stem.separable else visible
         latents = {level: stacked(encoded.levels[level], self.modalities) for level in self.anchors}
-        losses = {f"align/{level}": alignment_loss(z, self._anchor(level), present) for level, z in latents.items()}
+        losses = {f"align/{level}": self._alignment(level, z, present) for level, z in latents.items()}
         decoded = self.decode(encoded, kept, seen)
-        return Output(decoded.logits, decoded.auxiliary, {**decoded.losses, **losses}, latents)
+        weights = trait(self.backbone, "loss_weights")
+        return Output(decoded.logits, decoded.auxiliary, {**decoded.losses, **losses}, latents, weights)
+
+    def at_progress(self, share: float) -> None:
+        """Tell the backbone which share of the training steps is done, if it asks."""
+        if hasattr(self.backbone, "progress"):
+            self.backbone.progress = share
+
+    def _is_gaussian(self, level: str) -> bool:
+        return level != STEM and bool(trait(self.backbone, "gaussian"))
+
+    def _alignment(self, level: str, latents: Tensor, seen: Tensor) -> Tensor:
+        if not self._is_gaussian(level):
+            return alignment_loss(latents, self._anchor(level), seen)
+        own = Gaussian.split(latents, dim=2)
+        return alignment_loss(own.mean, self._anchor(level), seen, own.log_var)
 
     def _filled(self, encoded: Encoded, level: str, seen: Tensor, kept: Tensor) -> Encoded:
         over = seen if self.fill == "seen" else kept
-        return fill_absent(encoded, level, self._anchor(level), self.modalities, over, kept)
+        return fill_absent(
+            encoded, level, self._anchor(level), self.modalities, over, kept, gaussian=self._is_gaussian(level)
+        )
 
     def _scaled(self, level: str, latents: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if self.training or not self.scale_at_test or level not in self.anchors:
             return latents
         weights = self._anchor(level).weights()
-        if weights is None:
+        if weights is None or self._is_gaussian(level):
             return latents
         return {name: z * weights[self.modalities.names.index(name)] for name, z in latents.items()}
 
@@ -302,6 +349,20 @@ def build_anchor(config: AlignConfig, modalities: ModalitySet) -> Anchor:
     return (LearnedMixture if config.weights == "softmax" else RatioMixture)(len(modalities))
 
 
+def _check_weights(model: ModelConfig, backbone: Backbone, aligned: tuple[str, ...]) -> None:
+    """Raises ConfigError for a weight of a term that a backbone which names its terms does not have."""
+    if not hasattr(backbone, "loss_weights"):
+        return
+    terms = ["dice_ce", *trait(backbone, "loss_weights"), *(f"align/{level}" for level in aligned)]
+    for name in model.loss_weights:
+        if name not in terms and name.partition("/")[0] not in terms:
+            near = get_close_matches(name, terms, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ConfigError(
+                f"model.loss_weights: {model.name} {model.size} has no term {name!r}; {hint}it has {', '.join(terms)}"
+            )
+
+
 def build_segmenter(model: ModelConfig, align: AlignConfig, modalities: ModalitySet, classes: int) -> AlignedSegmenter:
     """The network a configuration describes. With α = 0 and no filling there is no anchor at all.
 
@@ -318,5 +379,6 @@ def build_segmenter(model: ModelConfig, align: AlignConfig, modalities: Modality
             )
     if align.anchor == "none" or (align.alpha == 0 and align.fill == "none"):
         wanted = ()
+    _check_weights(model, backbone, wanted)
     anchors = {level: build_anchor(align, modalities) for level in wanted}
     return AlignedSegmenter(backbone, stem, anchors, align.fill, align.scale_at_test)

@@ -37,24 +37,44 @@ class DiceCE:
         return loss
 
 
-def total_loss(output: Output, target: Tensor, criterion: DiceCE, config: Config) -> tuple[Tensor, dict[str, Tensor]]:
-    """L = criterion + Σ auxiliary + Σ own terms + α · mean over levels of L_align, and each term by name.
+def term_weights(output: Output, config: Config) -> dict[str, float]:
+    """{term: its weight in the loss}, the criterion first.
 
-    ``model.loss_weights`` weights every term but the first by its name; an auxiliary term without one counts ½.
+    From ``model.loss_weights``, by the term's name or the part before its first slash; else what the backbone says;
+    else ½ for auxiliary logits and 1 for any other. Of L_align, α divided by the number of levels.
     """
-    weights = config.model.loss_weights
-    terms = {"dice_ce": criterion(output.logits, target)}
-    loss = terms["dice_ce"]
-    for name, auxiliary in output.auxiliary.items():
-        rows = slice(None) if auxiliary.rows is None else auxiliary.rows
-        if len(auxiliary.logits[rows]):
-            terms[name] = criterion(auxiliary.logits[rows], target[rows])
-            loss = loss + weights.get(name, 0.5) * terms[name]
+    chosen = {**output.weights, **config.model.loss_weights}
     levels = sum(name.startswith("align/") for name in output.losses)
-    for name, term in output.losses.items():
-        terms[name] = term
-        scale = config.align.alpha / levels if name.startswith("align/") else 1.0
-        loss = loss + scale * weights.get(name, 1.0) * term
+    usual = {"dice_ce": 1.0, **dict.fromkeys(output.auxiliary, 0.5), **dict.fromkeys(output.losses, 1.0)}
+    return {
+        name: chosen.get(name, chosen.get(name.partition("/")[0], weight))
+        * (config.align.alpha / levels if name.startswith("align/") else 1.0)
+        for name, weight in usual.items()
+    }
+
+
+def total_loss(output: Output, target: Tensor, criterion: DiceCE, config: Config) -> tuple[Tensor, dict[str, Tensor]]:
+    """L = Σ weight · term over the criterion, auxiliary logits, own terms and L_align; and each term by name.
+
+    What has weight 0 is named only where it costs nothing; auxiliary logits without a row that counts are no term.
+    """
+    terms: dict[str, Tensor] = {}
+    loss = torch.zeros((), device=output.logits.device)
+    for name, weight in term_weights(output, config).items():
+        own = output.losses.get(name)
+        if isinstance(own, Tensor):
+            terms[name] = own
+        elif not weight:
+            continue
+        elif own is not None:
+            terms[name] = own(target)
+        else:
+            logits, rows = (output.logits, None) if name == "dice_ce" else output.auxiliary[name]
+            counted = slice(None) if rows is None else rows
+            if not len(logits[counted]):
+                continue
+            terms[name] = criterion(logits[counted], target[counted])
+        loss = loss + weight * terms[name]
     return loss, terms
 
 

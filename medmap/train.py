@@ -166,6 +166,7 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     network.train()
+    state.network.at_progress(state.step / config.train.steps)
     output: Output = network(batch.images, batch.seen, batch.kept)
     loss, terms = total_loss(output, batch.target, criterion, config)
     _refuse_divergence({**terms, "loss": loss}, state.step)

@@ -151,7 +151,7 @@ def made_up_output(rows: Tensor | None = None) -> Output:
     logits = torch.randn(2, 4, 2, 2, 2, generator=torch.Generator().manual_seed(3))
     auxiliary = {"deep/x2": Auxiliary(2 * logits), "single/t1c": Auxiliary(-logits, rows)}
     losses = {"align/x3": torch.tensor(2.0), "align/x4": torch.tensor(6.0), "prototype": torch.tensor(8.0)}
-    return Output(logits, auxiliary, losses, {})
+    return Output(logits, auxiliary, losses, {}, {})
 
 
 TARGET = torch.arange(16).reshape(2, 2, 2, 2) % 4
@@ -163,7 +163,8 @@ TARGET = torch.arange(16).reshape(2, 2, 2, 2) % 4
         (0.0, {}, (0.5, 0.5, 0, 0, 1)),
         (0.5, {}, (0.5, 0.5, 0.25, 0.25, 1)),
         (2.0, {"align/x3": 3, "prototype": 0}, (0.5, 0.5, 3, 1, 0)),
-        (1.0, {"deep/x2": 0, "single/t1c": 2, "align/x4": 0, "dice_ce": 0}, (0, 2, 0.5, 0, 1)),
+        (1.0, {"single/t1c": 2, "align/x4": 0, "dice_ce": 3}, (0.5, 2, 0.5, 0, 1)),
+        (1.0, {"deep": 4, "align": 0.1, "align/x4": 1}, (4, 0.5, 0.05, 0.5, 1)),
     ],
 )
 def test_terms_are_summed_with_their_weights(
@@ -181,8 +182,21 @@ def test_terms_are_summed_with_their_weights(
     assert list(terms) == list(values)
     assert all(torch.equal(terms[name], value) for name, value in values.items())
     others = list(values)[1:]
-    total = values["dice_ce"] + sum(w * values[name] for w, name in zip(expected, others, strict=True))
+    total = weights.get("dice_ce", 1) * values["dice_ce"] + sum(
+        w * values[name] for w, name in zip(expected, others, strict=True)
+    )
     torch.testing.assert_close(loss, total)
+
+
+def test_a_term_without_weight_is_not_worked_out_and_one_may_ask_for_the_truth() -> None:
+    output = made_up_output()._replace(
+        losses={"own": lambda truth: truth.float().mean(), "never": lambda truth: pytest.fail("was worked out")},
+        weights={"own": 3.0, "never": 1.0, "single": 2.0},
+    )
+    loss, terms = total_loss(output, TARGET, DiceCE(), config(model__loss_weights={"never": 0, "deep": 0}))
+    assert list(terms) == ["dice_ce", "single/t1c", "own"]
+    assert terms["own"] == TARGET.float().mean()
+    torch.testing.assert_close(loss, terms["dice_ce"] + 2 * terms["single/t1c"] + 3 * terms["own"])
 
 
 def test_auxiliary_logits_count_for_their_own_samples_only() -> None:

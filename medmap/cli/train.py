@@ -195,17 +195,14 @@ def _say_plan(job: Job, store: Source, split: Split, device: str) -> None:
 
 def _loss_text(config: Config, network: Any, torch: Any) -> str:
     """Every term with its weight, asked of the network itself."""
+    from medmap.criterion import term_weights
+
     size, count = 2 * network.stride, len(network.modalities)
     mask = torch.ones(2, count, dtype=torch.bool)
     with torch.no_grad():
         output = network.train()(torch.randn(2, count, size, size, size), mask, mask)
-    weights = config.model.loss_weights
+    terms = [f"{weight:g} {name}" if weight != 1 else name for name, weight in term_weights(output, config).items()]
     levels = sum(name.startswith("align/") for name in output.losses)
-    terms = ["dice_ce"]
-    terms += [f"{weights.get(name, 0.5):g} {name}" for name in output.auxiliary]
-    for name in output.losses:
-        scale = config.align.alpha / levels if name.startswith("align/") else 1.0
-        terms.append(f"{scale * weights.get(name, 1.0):g} {name}")
     anchor = config.align.anchor + (f" {config.align.fixed}" if config.align.fixed else "")
     fill = "" if config.align.fill == "none" else f", absent latents filled ({config.align.fill})"
     return " + ".join(terms) + (f"   (anchor {anchor}{fill})" if levels else "   (no alignment)")

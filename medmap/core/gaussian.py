@@ -23,6 +23,37 @@ class Gaussian(NamedTuple):
         """N(mean, I): how a deterministic feature z is read as a distribution."""
         return cls(mean, torch.zeros((), dtype=mean.dtype, device=mean.device))
 
+    @classmethod
+    def split(cls, halves: Tensor, dim: int) -> Gaussian:
+        """From one tensor that holds the mean and the log-variance, half of an axis each.
+
+        >>> Gaussian.split(torch.tensor([1.0, 2.0, 0.0, 0.0]), dim=0).mean
+        tensor([1., 2.])
+        """
+        mean, log_var = halves.chunk(2, dim=dim)
+        return cls(mean, log_var)
+
+    def joined(self, dim: int) -> Tensor:
+        """The inverse of `split`."""
+        return torch.cat([self.mean, self.log_var.expand_as(self.mean)], dim=dim)
+
+
+def mixed(parts: Gaussian, shares: Tensor, dim: int) -> Gaussian:
+    """The Gaussian with the mean and the variance of the mixture Σ_j share_j N(μ_j, σ_j²).
+
+        μ = Σ share_j μ_j        σ² = Σ share_j (σ_j² + μ_j²) − μ²
+
+    Of all Gaussians Q it has the least KL(mixture ‖ Q). parts: stacked along ``dim``; shares: broadcast to them, with
+    sum 1 along it.
+
+    >>> two = Gaussian(torch.tensor([0.0, 2.0]), torch.zeros(2))
+    >>> [round(float(x.exp()), 3) for x in mixed(two, torch.tensor([0.5, 0.5]), dim=0)]
+    [2.718, 2.0]
+    """
+    mean = (shares * parts.mean).sum(dim=dim)
+    second = (shares * (parts.log_var.exp() + parts.mean.square())).sum(dim=dim)
+    return Gaussian(mean, (second - mean.square()).clamp(min=1e-6).log())
+
 
 def kl(q: Gaussian, p: Gaussian) -> Float[Tensor, "..."]:
     """KL(q ‖ p) of every element, in nats.

@@ -22,6 +22,8 @@ from medmap.core.modality import ModalitySet
 
 Size3 = tuple[int, int, int]
 Levels = Mapping[str, Mapping[str, Tensor]]
+Term = Tensor | Callable[[Tensor], Tensor]
+"""A loss term: a scalar, or what makes one of the truth, Int[B X Y Z] class indices."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,14 @@ class Encoded:
     size:    (X, Y, Z) of the images in voxels; logits come back in this size
     context: whatever the backbone hands from encode to decode besides; None for a separable backbone
     filled:  per level, Bool[B M] of latents that were put in for absent ones
+    seen:    Bool[B M], what was encoded, for a backbone whose own losses look at what was dropped
     """
 
     levels: Levels
     size: Size3
     context: Any = None
     filled: Mapping[str, Tensor] = field(default_factory=dict)
+    seen: Tensor | None = None
 
     def present(self, level: str, kept: Bool[Tensor, "B M"]) -> Bool[Tensor, "B M"]:
         """Which latents of a level a decoder may use: the kept ones, and those that were filled in."""
@@ -61,22 +65,35 @@ class Auxiliary(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """The answer: logits [B K X Y Z]; further logits to supervise, by name; the backbone's own loss terms, by name."""
+    """The answer: logits [B K X Y Z]; further logits to supervise, by name; the backbone's own loss terms, by name.
+
+    A name may have parts, as in ``separate/t1n``; a weight for ``separate`` is one for all of them.
+    """
 
     logits: Tensor
     auxiliary: dict[str, Auxiliary]
-    losses: dict[str, Tensor]
+    losses: Mapping[str, Term]
+
+    def terms(self, target: Tensor) -> dict[str, Tensor]:
+        """The own loss terms as scalars, given the truth Int[B X Y Z]."""
+        return {name: term if isinstance(term, Tensor) else term(target) for name, term in self.losses.items()}
 
 
 @runtime_checkable
 class Backbone(Protocol):
     """A torch module with these members; nothing has to be inherited but `torch.nn.Module`.
 
+    Those after ``separable`` need not be there; `trait` reads them.
+
     modalities: the sequences it was built for; column m of every mask is ``modalities.names[m]``
     classes:    K, label classes with the background
     strides:    {level: voxels per latent element}, the levels it offers for alignment
     separable:  encoding a modality depends on that modality alone, and ``context`` is None; then each sequence is
                 encoded once for all subsets, on its own brain box
+    loss_weights: {name: default weight} of everything it adds to the loss, auxiliary logits and own terms
+    uses_dropped: in training it wants the latents of what is seen but not kept as well, for its own losses
+    gaussian:     a latent holds a mean and a log-variance, half of the channels each
+    progress:     the trainer sets it before each step to the share of the steps that are done, 0 … 1
     """
 
     modalities: ModalitySet
@@ -95,6 +112,14 @@ class Backbone(Protocol):
     def supported_subsets(self) -> list[ModalitySet]:
         """The subsets it can answer; all 2^M − 1 unless the method cannot."""
         ...
+
+
+TRAITS: dict[str, Any] = {"loss_weights": {}, "uses_dropped": False, "gaussian": False}
+
+
+def trait(backbone: Backbone, name: str) -> Any:
+    """A member that a backbone need not have, or its default."""
+    return getattr(backbone, name, TRAITS[name])
 
 
 def encode_rows(

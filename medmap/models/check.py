@@ -96,16 +96,23 @@ def _misshapen(answer: Decoded, rows_and_classes: tuple[int, int], size: Size3) 
     for name, auxiliary in answer.auxiliary.items():
         if tuple(auxiliary.logits.shape[:2]) != rows_and_classes or auxiliary.logits.ndim != 5:
             return f"auxiliary {name} is {tuple(auxiliary.logits.shape)}; expected {rows_and_classes} and three axes"
-    for name, loss in answer.losses.items():
+    for name, loss in answer.terms(_some_truth(answer)).items():
         if loss.ndim:
             return f"loss {name} is {tuple(loss.shape)}; expected a scalar"
     return ""
 
 
+def _some_truth(answer: Decoded) -> Tensor:
+    """Random classes, for loss terms that want the truth."""
+    rows, classes, *size = answer.logits.shape
+    return torch.randint(classes, (rows, *size))
+
+
 def _total(answer: Decoded) -> Tensor:
     """A scalar that depends on every logit (with weights of its own, so that no symmetry cancels) and every loss."""
     every = [answer.logits, *(auxiliary.logits for auxiliary in answer.auxiliary.values())]
-    return sum((torch.randn_like(z) * z).mean() for z in every) + sum(answer.losses.values(), torch.zeros(()))
+    own = answer.terms(_some_truth(answer)).values()
+    return sum((torch.randn_like(z) * z).mean() for z in every) + sum(own, torch.zeros(()))
 
 
 def _finite(trial: Trial) -> str:

@@ -74,6 +74,7 @@ class UNet(nn.Module):
             }
         )
         self.head = nn.Conv3d(shape.channels[0], classes, 1)
+        self.loss_weights = {"deep": 0.5} if shape.deep else {}
         self.deep = nn.ModuleDict(
             {name: nn.Conv3d(shape.channels[names.index(name)], classes, 1) for name in shape.deep}
         )
