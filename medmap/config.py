@@ -193,7 +193,8 @@ class TrainConfig(_Section):
 
     steps, batch_size, patch: optimiser steps; samples a step; crop in voxels
     foreground:  share of crops that are centred on a tumour voxel
-    optimizer:   adamw, or sgd with Nesterov momentum
+    optimizer:   adamw; adam, whose weight decay is part of the gradient; or sgd with Nesterov momentum
+    amsgrad:     Adam's steps never grow because a gradient was large long ago
     schedule:    of the learning rate after ``warmup_steps``: poly (power 0.9), cosine, constant
     ema:         decay of the moving average of weights that is validated and shipped; 0 switches it off
     precision:   auto takes bf16 autocast where the machine computes faster in it, else fp32
@@ -204,7 +205,8 @@ class TrainConfig(_Section):
     batch_size: Count = 2
     patch: tuple[Count, Count, Count] = (64, 64, 64)
     foreground: Fraction = 0.5
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    amsgrad: bool = False
     lr: Positive = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99

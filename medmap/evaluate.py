@@ -53,7 +53,7 @@ def evaluate_cases(
     rows: list[Score] = []
     for number, case in enumerate(ids, start=1):
         prepared = store.load(case)
-        for answer in predictor.answers(prepared, answerable(predictor.networks, prepared)):
+        for answer in predictor.answers(prepared, answerable(predictor.networks, prepared.images)):
             predicted, truth = on_common_box(answer, prepared)
             spacing_mm, et_min_ml = prepared.grid.spacing_mm, predictor.et_min_ml
             scores = score_classes(predicted, truth, spacing_mm, scheme, et_min_ml=et_min_ml, convention=convention)

@@ -107,11 +107,11 @@ def answer_subsets(
         yield SubsetAnswer(subset, box, (total / len(flips))[0].cpu().numpy())
 
 
-def answerable(networks: Sequence[AlignedSegmenter], prepared: Prepared) -> list[ModalitySet]:
-    """The subsets of a patient's sequences that every one of some networks supports."""
+def answerable(networks: Sequence[AlignedSegmenter], names: Iterable[str]) -> list[ModalitySet]:
+    """The subsets of some sequences that every one of some networks supports; those with fewer sequences first."""
     supported = [{str(subset) for subset in network.backbone.supported_subsets()} for network in networks]
-    known = networks[0].modalities.pick(name for name in prepared.images if name in networks[0].modalities)
-    return [subset for subset in known.subsets() if all(str(subset) in names for names in supported)]
+    known = networks[0].modalities.pick(name for name in names if name in networks[0].modalities)
+    return [subset for subset in known.subsets() if all(str(subset) in theirs for theirs in supported)]
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -216,9 +216,19 @@ class Predictor:
     def predict(self, case: Case, *, probabilities: bool = False, clean: bool = True) -> Prediction:
         """The mask of a patient on the patient's own grid, from whatever sequences there are.
 
+        A model that does not answer every subset answers from the largest it can, and the notes say what was left out.
+        Raises InputError when there is none.
+
         clean: drop an enhancing tumour that is too small to be believed (``predict.et_min_ml``)
         """
-        used = self.usable(case.images)
+        given = self.usable(case.images)
+        possible = answerable(self.networks, given)
+        if not possible:
+            answers = ", ".join(map(str, answerable(self.networks, self.card.modalities)))
+            raise InputError(f"case {case.id}: has {given}, from which this model has no answer; it answers {answers}")
+        used = max(possible, key=len)
+        left = [name for name in given if name not in used]
+        notes = (f"{', '.join(left)} not used: the model has no answer from all of {given}",) if left else ()
         known = Case(case.id, {name: case.images[name] for name in used}, case.affine)
         prepared = prepare_case(known, None, self.card.spacing_mm)
         (answer,) = self.answers(prepared, [used])
@@ -229,7 +239,7 @@ class Predictor:
         regions = None
         if probabilities:
             regions = {r: native[list(self.card.scheme.members(r))].sum(axis=0) for r in self.card.scheme.regions}
-        return Prediction(case.id, case.grid, classes, used.names, regions)
+        return Prediction(case.id, case.grid, classes, used.names, regions, notes)
 
 
 def _network_box(network: AlignedSegmenter, prepared: Prepared, name: str) -> Box:

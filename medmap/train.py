@@ -108,6 +108,8 @@ def fit(
     torch.manual_seed(config.seed)
     state = _fresh(config, card, where)
     check_patch(config.train, state.network)
+    supported = state.network.backbone.supported_subsets()
+    answers = None if len(supported) == 2 ** len(modalities) - 1 else supported
     if resume:
         _restore(run, state)
     else:
@@ -122,7 +124,7 @@ def fit(
     while state.step < config.train.steps:
         torch.manual_seed(_step_seed(config.seed, state.step))
         train.expect(state.step, config.train.batch_size, config.seed)
-        batch = training_batch(train, modalities, config, state.step, where)
+        batch = training_batch(train, modalities, config, state.step, where, answers)
         row = _step(config, state, fabric, network, optimizer, criterion, batch)
         state.step += 1
         state.seconds = time.perf_counter() - began
@@ -237,7 +239,7 @@ def subset_dice(
     network.eval()
     found: dict[str, dict[str, list[float]]] = {}
     for case in cases:
-        for answer in answer_subsets(network, case, answerable([network], case), precision=precision):
+        for answer in answer_subsets(network, case, answerable([network], case.images), precision=precision):
             predicted, truth = on_common_box(answer, case)
             row = found.setdefault(str(answer.subset), {})
             for region in scheme.regions:
@@ -259,7 +261,8 @@ def _optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
-    return torch.optim.AdamW(groups, lr=config.lr)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config.lr, amsgrad=config.amsgrad)
 
 
 def check_patch(config: TrainConfig, network: AlignedSegmenter) -> None:

@@ -77,7 +77,7 @@ def test_an_unknown_key_is_told_with_the_nearest(tree: dict, message: str) -> No
         ({"train": {"steps": 0}}, r"train\.steps: .*greater than or equal to 1 \(found 0\)"),
         ({"train": {"lr": "fast"}}, r"train\.lr: .*number.*\(found 'fast'\)"),
         ({"train": {"patch": [64, 64]}}, r"train\.patch\.2: "),
-        ({"train": {"optimizer": "lion"}}, r"train\.optimizer: .*'adamw' or 'sgd'.*\(found 'lion'\)"),
+        ({"train": {"optimizer": "lion"}}, r"train\.optimizer: .*'adamw', 'adam' or 'sgd'.*\(found 'lion'\)"),
         ({"align": {"alpha": -1}}, r"align\.alpha: .*\(found -1\)"),
         ({"align": {"anchor": "p"}}, r"align\.anchor: .*'pstar'"),
         ({"align": {"anchor": "pk"}}, r"align: anchor pk needs `fixed: MODALITY`"),

@@ -79,6 +79,14 @@ def test_sgd_is_nesterovs_where_there_is_momentum() -> None:
         assert {(g["momentum"], g["nesterov"]) for g in optimizer.param_groups} == {(momentum, nesterov)}
 
 
+@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam)])
+@pytest.mark.parametrize("amsgrad", [True, False])
+def test_adam_by_its_name(name: Any, kind: type[torch.optim.Optimizer], amsgrad: bool) -> None:
+    optimizer = train._optimizer(TrainConfig(optimizer=name, amsgrad=amsgrad), nn.Linear(2, 2))
+    assert type(optimizer) is kind
+    assert {g["amsgrad"] for g in optimizer.param_groups} == {amsgrad}
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.95])
 def test_the_moving_average_follows_its_formula(decay: float) -> None:
     network: Any = nn.BatchNorm1d(3)

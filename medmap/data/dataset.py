@@ -64,14 +64,25 @@ def draw_crop(prepared: Prepared, config: TrainConfig, generator: np.random.Gene
     return Box((x, y, z), (x + config.patch[0], y + config.patch[1], z + config.patch[2]))
 
 
-def draw_kept(seen: NDArray[np.bool_], config: SamplingConfig, generator: np.random.Generator) -> NDArray[np.bool_]:
+def draw_kept(
+    seen: NDArray[np.bool_],
+    config: SamplingConfig,
+    generator: np.random.Generator,
+    answers: Sequence[ModalitySet] | None = None,
+    modalities: ModalitySet | None = None,
+) -> NDArray[np.bool_]:
     """Bool[B M]: which of the seen modalities each sample may look at; never none.
+
+    answers: the subsets of ``modalities`` that a network can answer, where these are not all; one of those that were
+             seen is drawn uniformly, or with ``full`` the largest. Without it:
 
     uniform:   every non-empty subset of what is seen has the same probability
     counts:    first how many (uniform over 1 … |seen|), then which
     bernoulli: each with ``keep_probability``, drawn again while empty
     full:      all that is seen
     """
+    if answers is not None and modalities is not None:
+        return _kept_of(np.array([subset.mask(modalities) for subset in answers]), seen, config, generator)
     kept = np.zeros_like(seen)
     for row, available in enumerate(seen):
         index = np.flatnonzero(available)
@@ -83,16 +94,24 @@ def draw_kept(seen: NDArray[np.bool_], config: SamplingConfig, generator: np.ran
 
 
 def training_batch(
-    cases: Sequence[Prepared], modalities: ModalitySet, config: Config, step: int, device: torch.device
+    cases: Sequence[Prepared],
+    modalities: ModalitySet,
+    config: Config,
+    step: int,
+    device: torch.device,
+    answers: Sequence[ModalitySet] | None = None,
 ) -> Batch:
-    """The batch of one step: cases, crops, subsets and augmentation all follow from (seed, step)."""
+    """The batch of one step: cases, crops, subsets and augmentation all follow from (seed, step).
+
+    answers: the subsets that the network can answer, where these are not all
+    """
     train = config.train
     chosen = [cases[i] for i in cases_of_step(len(cases), train.batch_size, config.seed, step)]
     generator = random_stream(config.seed, CROP, step)
     size = _with_margin(train.patch) if config.augment.enabled else train.patch
     windows = [_around(draw_crop(case, train, generator), size) for case in chosen]
     seen = np.array([[name in case.images for name in modalities] for case in chosen])
-    kept = draw_kept(seen, config.sampling, random_stream(config.seed, SUBSET, step))
+    kept = draw_kept(seen, config.sampling, random_stream(config.seed, SUBSET, step), answers, modalities)
     images, target = stack_windows(chosen, windows, modalities, device)
     seen_tensor = torch.from_numpy(seen).to(device)
     if config.augment.enabled:
@@ -174,6 +193,20 @@ def _subset_of(index: NDArray[np.int64], config: SamplingConfig, generator: np.r
         drawn = generator.random(index.size) < config.keep_probability
         if drawn.any():
             return index[drawn]
+
+
+def _kept_of(
+    answers: NDArray[np.bool_], seen: NDArray[np.bool_], config: SamplingConfig, generator: np.random.Generator
+) -> NDArray[np.bool_]:
+    """For each sample one row of ``answers`` that asks for nothing unseen."""
+    kept = np.zeros_like(seen)
+    for row, available in enumerate(seen):
+        possible = answers[~(answers & ~available).any(axis=1)]
+        if not len(possible):
+            raise InputError("a case has none of the subsets of sequences that this network answers; leave it out")
+        counts = possible.sum(axis=1)
+        kept[row] = possible[counts.argmax() if config.subsets == "full" else generator.integers(len(possible))]
+    return kept
 
 
 def _with_margin(patch: Index3) -> Index3:

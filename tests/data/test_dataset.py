@@ -29,6 +29,21 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True, scope="module")
+def test_a_network_that_answers_few_subsets_is_asked_for_these_alone() -> None:
+    answers = [ModalitySet(("t1n",)), ModalitySet(("t2f",)), ModalitySet(("t1n", "t1c", "t2f"))]
+    seen = np.array([[True, True, True, True], [True, False, False, True], [False, False, False, True]] * 40)
+    kept = draw_kept(seen, SamplingConfig(), np.random.default_rng(1), answers, GLIOMA_MRI)
+    drawn = [{tuple(map(bool, row)) for row in kept[start::3]} for start in range(3)]
+    t1n, t2f, three = (tuple(map(bool, subset.mask(GLIOMA_MRI))) for subset in answers)
+    assert drawn == [{t1n, t2f, three}, {t1n, t2f}, {t2f}]
+    full = draw_kept(seen[:1], SamplingConfig(subsets="full"), np.random.default_rng(1), answers, GLIOMA_MRI)
+    assert tuple(map(bool, full[0])) == three
+    with pytest.raises(InputError, match="none of the subsets of sequences that this network answers"):
+        draw_kept(
+            np.array([[False, True, False, False]]), SamplingConfig(), np.random.default_rng(1), answers, GLIOMA_MRI
+        )
+
+
 def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
