@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from medmap.core.modality import ModalitySet
+from medmap.models.backbone import Encoded, columns, encode_rows
 
 
 def normalise(channels: int) -> nn.Sequential:
@@ -70,3 +74,42 @@ def cropped(volume: Tensor, size: Sequence[int]) -> Tensor:
     """The first ``size`` voxels of each spatial axis: the inverse of `pad_to_stride`."""
     x, y, z = size
     return volume[..., :x, :y, :z]
+
+
+def encode_separately(
+    encoders: nn.ModuleDict,
+    images: Mapping[str, Tensor],
+    seen: Bool[Tensor, "B M"],
+    modalities: ModalitySet,
+    strides: Mapping[str, int],
+) -> Encoded:
+    """Every modality through an encoder of its own, image [B 1 X Y Z] → {level: [B C x y z]}, padded to the strides."""
+    x, y, z = next(iter(images.values())).shape[2:]
+    levels: dict[str, dict[str, Tensor]] = {level: {} for level in strides}
+    for name, rows in columns(seen, modalities):
+        image = pad_to_stride(images[name], max(strides.values()))
+        for level, latent in encode_rows(encoders[name], image, rows).items():
+            levels[level][name] = latent
+    return Encoded(levels, (x, y, z))
+
+
+def mean_of_present(
+    latents: Mapping[str, Float[Tensor, "B C x y z"]],
+    present: Bool[Tensor, "B M"],
+    modalities: ModalitySet,
+    scores: nn.ModuleDict | None = None,
+) -> Float[Tensor, "B C x y z"]:
+    """Σ_j a_j z_j over the modalities j that a sample has, at least one.
+
+    a = 1/|present|; with scores, maps z_j → [B 1 x y z], a = softmax over the present j of score_j(z_j), per voxel
+    """
+    usable = list(columns(present, modalities))
+    mask = torch.stack([rows for _, rows in usable], dim=1)[:, :, None, None, None]
+    logits = torch.zeros(1, 1, 1, 1, 1, device=present.device)
+    if scores:
+        logits = torch.cat([scores[name](latents[name]).float() for name, _ in usable], dim=1)
+    shares = logits.masked_fill(~mask, -torch.inf).softmax(dim=1)
+    total = torch.zeros_like(latents[usable[0][0]])
+    for index, (name, _) in enumerate(usable):
+        total = torch.addcmul(total, shares[:, index : index + 1].to(total.dtype), latents[name])
+    return total

@@ -14,14 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from medmap.core.modality import ModalitySet
 from medmap.errors import ConfigError
-from medmap.models.backbone import Auxiliary, Decoded, Encoded, columns, encode_rows
-from medmap.models.blocks import DecoderLevel, EncoderLevel, cropped, normalise, pad_to_stride
+from medmap.models.backbone import Auxiliary, Decoded, Encoded
+from medmap.models.blocks import DecoderLevel, EncoderLevel, cropped, encode_separately, mean_of_present, normalise
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class UNet(nn.Module):
     modalities: M sequences; classes: K; size: ``tiny`` (0.7 M parameters at M = 4), ``base`` (9 M), ``large`` (30 M,
     deep supervision).
 
+    >>> import torch
     >>> net = UNet(ModalitySet(("t1c", "t2f")), classes=4, size="tiny")
     >>> seen = torch.tensor([[True, False]])
     >>> net.decode(net.encode({"t1c": torch.randn(1, 1, 17, 20, 16)}, seen), seen).logits.shape
@@ -83,13 +83,7 @@ class UNet(nn.Module):
         return self.modalities.subsets()
 
     def encode(self, images: Mapping[str, Tensor], seen: Bool[Tensor, "B M"]) -> Encoded:
-        x, y, z = next(iter(images.values())).shape[2:]
-        stride = max(self.strides.values())
-        levels: dict[str, dict[str, Tensor]] = {name: {} for name in self.strides}
-        for name, rows in columns(seen, self.modalities):
-            for level, latent in encode_rows(self.encoders[name], pad_to_stride(images[name], stride), rows).items():
-                levels[level][name] = latent
-        return Encoded(levels, (x, y, z))
+        return encode_separately(self.encoders, images, seen, self.modalities, self.strides)
 
     def decode(self, encoded: Encoded, kept: Bool[Tensor, "B M"]) -> Decoded:
         fused = {
@@ -141,16 +135,7 @@ class _GatedMean(nn.Module):
         self.after = normalise(channels)
 
     def forward(self, latents: Mapping[str, Tensor], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B C x y z"]:
-        usable = list(columns(present, self.modalities))
-        mask = torch.stack([rows for _, rows in usable], dim=1)[:, :, None, None, None]
-        scores = torch.zeros(1, 1, 1, 1, 1, device=present.device)
-        if self.scores:
-            scores = torch.cat([self.scores[name](latents[name]).float() for name, _ in usable], dim=1)
-        shares = scores.masked_fill(~mask, -torch.inf).softmax(dim=1)
-        total = torch.zeros_like(latents[usable[0][0]])
-        for index, (name, _) in enumerate(usable):
-            total = torch.addcmul(total, shares[:, index : index + 1].to(total.dtype), latents[name])
-        fused: Tensor = self.after(total)
+        fused: Tensor = self.after(mean_of_present(latents, present, self.modalities, self.scores))
         return fused
 
 
