@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -113,3 +114,29 @@ def mean_of_present(
     for index, (name, _) in enumerate(usable):
         total = torch.addcmul(total, shares[:, index : index + 1].to(total.dtype), latents[name])
     return total
+
+
+class _ReverseGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, strength: float) -> Tensor:
+        ctx.strength = strength
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return -ctx.strength * gradient, None
+
+
+def reverse_gradient(x: Tensor, strength: float) -> Tensor:
+    """x itself on the way forward; on the way back its gradient, multiplied by −strength.
+
+    What stands behind it learns as usual, what stands before it learns the opposite: one optimiser trains a
+    discriminator and the network that is to deceive it (Ganin et al., JMLR 2016).
+
+    >>> x = torch.tensor(3.0, requires_grad=True)
+    >>> (5 * reverse_gradient(x, 0.1)).backward()
+    >>> x.grad
+    tensor(-0.5000)
+    """
+    reversed_: Tensor = _ReverseGradient.apply(x, strength)
+    return reversed_

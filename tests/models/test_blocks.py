@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medmap.models.blocks import DecoderLevel, EncoderLevel, cropped, normalise, pad_to_stride
+from medmap.models.blocks import DecoderLevel, EncoderLevel, cropped, normalise, pad_to_stride, reverse_gradient
 
 sizes = st.tuples(*[st.integers(1, 12)] * 3)
 
@@ -50,3 +50,19 @@ def test_a_decoder_level_doubles_and_joins_the_skip() -> None:
     assert out.shape == (1, 4, 8, 8, 8)
     assert not torch.allclose(out, level(x, -skip), atol=1e-2)
     assert not torch.allclose(out, level(-x, skip), atol=1e-2)
+
+
+def test_a_reversed_gradient_is_the_identity_forwards_and_the_negative_backwards() -> None:
+    x, y, w = (torch.randn(2, 3, requires_grad=True) for _ in range(3))
+    there = reverse_gradient(x * y, 0.3)
+    assert torch.equal(there, x * y)
+    (w * there).sum().backward()
+    torch.testing.assert_close(w.grad, x.detach() * y.detach())  # what stands behind learns at full strength
+    torch.testing.assert_close(x.grad, -0.3 * w.detach() * y.detach())
+    torch.testing.assert_close(y.grad, -0.3 * w.detach() * x.detach())
+
+
+def test_a_reversal_of_strength_zero_stops_the_gradient() -> None:
+    x = torch.randn(4, requires_grad=True)
+    reverse_gradient(x, 0.0).sum().backward()
+    assert not x.grad.any()
