@@ -31,6 +31,7 @@ _HOME = {
     "Backbone": "models.backbone",
     "BACKBONES": "models",
     "check_backbone": "models",
+    "adapt": "models.adapt",
     "Anchor": "align",
     "alignment_loss": "align",
     "AlignedSegmenter": "align",

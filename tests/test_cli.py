@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 
 import medmap
 from medmap.cli import app, console
+from medmap.cli.about import CURES
 from medmap.cli.app import VERBS
 from medmap.data.store import Store
+from medmap.models.check import LAWS
 
 HEAVY = ("torch", "monai", "lightning_fabric", "matplotlib")
 PATIENT = "PHANTOM-00000-000"
@@ -327,9 +329,97 @@ def test_check_backbone(tmp_path: Path) -> None:
     assert "did you mean unet?" in fails("check-backbone", "unett")
     assert "has no size 'giant'" in fails("check-backbone", "unet", "--size", "giant")
     assert "holds no Missing; it holds Leaking, Nothing" in fails("check-backbone", f"{own}:Missing")
-    assert "name the class too" in fails("check-backbone", own)
+    assert "name the class or function too" in fails("check-backbone", own)
     own.write_text("1 / 0")
     assert "raised ZeroDivisionError while it was imported" in fails("check-backbone", f"{own}:Leaking")
+
+
+OF_SOMEBODY = """
+from dataclasses import dataclass
+from torch import nn
+from medmap import adapt
+from medmap.models.unet import UNet
+from beside import WIDTH
+
+@dataclass
+class Sizes:
+    width: int = WIDTH
+
+class Encoder(nn.Conv3d):
+    def __init__(self):
+        super().__init__(1, Sizes().width, 3, padding=1)
+
+class Decoder(nn.Conv3d):
+    def __init__(self, classes):
+        super().__init__(WIDTH, classes, 1)
+    def forward(self, maps):
+        return super().forward(maps[0])
+
+class Broken(Decoder):
+    def forward(self, maps):
+        return maps[1]
+
+Mine = adapt(Encoder, Decoder, levels={"x1": 1})
+Wrong = adapt(Encoder, Decoder, levels={"x1": 2})
+Raising = adapt(Encoder, Broken, levels={"x1": 1})
+ready = Encoder()
+
+def two(modalities, classes):
+    return Mine(modalities, classes)
+
+class Leaking(UNet):
+    def encode(self, images, seen):
+        found = super().encode(images, seen)
+        self.before = sum(z.mean() for z in found.levels["x1"].values())
+        return found
+    def decode(self, encoded, kept):
+        found = super().decode(encoded, kept)
+        return found._replace(logits=found.logits + self.before)
+"""
+
+
+@pytest.fixture
+def of_somebody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside.py").write_text("WIDTH = 4")
+    (tmp_path / "mynet.py").write_text(OF_SOMEBODY)
+    return tmp_path / "mynet.py"
+
+
+def told_of(network: Path, name: str) -> str:
+    return call("check-backbone", f"{network}:{name}", "--modalities", "t1c+t2f").stdout
+
+
+@pytest.mark.parametrize("name", ["Mine", "two"])
+def test_check_backbone_of_an_adapted_network(of_somebody: Path, name: str) -> None:
+    text = told_of(of_somebody, name)
+    parameters = 2 * (27 + 1) * 4 + (4 + 1) * 4
+    assert f"{parameters} parameters, 4 classes, 3 subsets; levels to align: x1 (stride 1)\n" in text
+    assert text.endswith(f":{name}: all 11 laws hold\n")
+
+
+def test_check_backbone_tells_an_error_once(of_somebody: Path) -> None:
+    text = told_of(of_somebody, "Wrong")
+    assert text.count("raised ConfigError: adapt: ") == 1
+    assert "FAULT  saving         could not be tried: the error of shape" in text
+    text = told_of(of_somebody, "Raising")
+    line = OF_SOMEBODY.splitlines().index("        return maps[1]") + 1
+    assert text.count(f"raised IndexError: list index out of range (mynet.py, line {line})") == 1
+
+
+def test_check_backbone_says_law_finding_and_cure(of_somebody: Path) -> None:
+    law, found, cure = told_of(of_somebody, "Leaking").partition("FAULT  leakage ")[2].splitlines()[:3]
+    assert law.strip() == LAWS["leakage"][0]
+    assert "found: kept t1c: logits with t2f removed and logits when t2f is seen but not kept differ" in found
+    assert cure.strip() == f"to do: {CURES['leakage']}"
+    assert set(CURES) == set(LAWS)
+
+
+def test_check_backbone_of_what_builds_nothing(of_somebody: Path) -> None:
+    network = f"{of_somebody}:ready"
+    assert "found an object of type Encoder, expected a class or function" in fails("check-backbone", network)
+    offered = "Sizes, Encoder, Decoder, Broken, Mine, Wrong, Raising, two, Leaking"
+    assert f"holds no Nil; it holds {offered}" in fails("check-backbone", f"{of_somebody}:Nil")
 
 
 def test_demo_hands_its_words_and_its_progress_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

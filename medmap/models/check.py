@@ -9,14 +9,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
+from sysconfig import get_path
+from traceback import extract_tb
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from medmap.core.modality import ModalitySet
+from medmap.errors import MedmapError
 from medmap.models.backbone import Backbone, Decoded, Size3
 from medmap.models.trial import Images, Net, Trial, answering, mask_of, moved, proper_subsets
+
+LIBRARIES = tuple(get_path(kind) for kind in ("stdlib", "purelib", "platlib"))
+MEDMAP = str(Path(__file__).parents[1])
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,17 @@ def _judged(law: str, trial: Trial) -> Finding:
     try:
         fault = broken_by(trial)
     except Exception as error:  # whatever a stranger's network does is a finding, not a crash of the check
-        fault = f"raised {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        fault = f"raised {type(error).__name__}: {str(error).partition(chr(10))[0]}{_place(error)}"
     return Finding(law, not fault, fault or sentence)
+
+
+def _place(error: Exception) -> str:
+    """Where in the network's own code an exception came from, as `` (FILE.py, line N)``."""
+    if isinstance(error, MedmapError):  # its message names the thing
+        return ""
+    frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith(LIBRARIES)]
+    strangers = [frame for frame in frames if not frame.filename.startswith(MEDMAP)]
+    return next((f" ({Path(f.filename).name}, line {f.lineno})" for f in reversed(strangers or frames)), "")
 
 
 def _members(trial: Trial) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -338,6 +339,13 @@ def test_a_fault_is_told_in_words() -> None:
 def test_what_a_network_raises_is_a_finding() -> None:
     (odd,) = faults(check_backbone(BreaksOnOddSizes, size=SMALL))
     assert odd.detail.startswith("raised RuntimeError: ")
+    assert re.search(r" \(test_check\.py, line \d+\)$", odd.detail), "the network's own line, not torch's"
+
+
+def test_an_error_of_medmap_names_the_thing_itself() -> None:
+    (first, *_) = check_backbone(lambda: UNet(THREE, classes=3, size="huge"), size=SMALL)
+    assert first.detail.startswith("raised ConfigError: unet has no size 'huge'")
+    assert ".py" not in first.detail
 
 
 def test_something_that_is_no_backbone_lacks_members() -> None:
