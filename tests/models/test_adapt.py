@@ -132,7 +132,6 @@ def test_monais_networks_keep_every_law(name: str) -> None:
 
 def test_swin_unetr_answers_from_what_is_there_and_learns_everywhere() -> None:
     """The whole check takes minutes at the 64 voxels that its stride of 32 asks for."""
-    pytest.importorskip("einops", reason="MONAI's SwinUNETR needs einops")
     net = on_the_page("Swin", "py")(PAIR, 4)
     images = {name: torch.randn(1, 1, 33, 40, 48) for name in PAIR}
     logits = answer(net, images, mask("t1c+t2f"))
