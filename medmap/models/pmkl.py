@@ -9,8 +9,8 @@ Teacher, for modality j and level l with stride 2^(l−1)::
     f_l     = act(norm(conv1(a_{1,l} h_{1,l} … a_{M,l} h_{M,l})))
     d_4 = f_4,   d_l = convs(up2(d_{l+1}), f_l),   logits = conv1(d_1)
 
-Convolutions are 3³ (conv1: 1³), norm is an instance normalisation with scale and shift, act is
-LeakyReLU(0.2). The student has one encoder whose input channels are the sequences it may look at, and f_l = h_l.
+Convolutions are 3³ (conv1: 1³), norm is an instance normalisation with scale and shift, act is LeakyReLU(0.2). The
+student has one encoder whose input channels are the sequences it may look at, and f_l = h_l.
 
 The student's own terms, with a teacher (s, t: logits of student and teacher, y: the truth, v: voxels of the batch)::
 
@@ -259,7 +259,7 @@ class PMKLStudent(nn.Module):
     def decode(self, encoded: Encoded, kept: Bool[Tensor, "B M"]) -> Decoded:
         if not bool(self._answerable(kept).all()):
             raise InputError(
-                f"a student of {self.subset} was asked about samples that lack some of it; it answers {self.subset} alone"
+                f"a student of {self.subset} was asked about samples that lack some of it; it answers no other"
             )
         latents = {level: self._own(encoded.levels[level]) for level in self.strides}
         fused = {level: self.encoder.activated(level, latent)[level] for level, latent in latents.items()}
