@@ -68,7 +68,7 @@ class UHVEDSize:
 class UHVED(nn.Module):
     """Experts per sequence and level, their product, decoders for the labels and for every image; see the file's head.
 
-    modalities: M sequences; classes: K; size: ``tiny`` (0.7 M parameters at M = 4) or ``faithful`` (1.25 M).
+    modalities: M sequences; classes: K; size: ``tiny`` (0.5 M parameters at M = 4) or ``faithful`` (1.25 M).
     Latents hold mean and log-variance, [B 2c x y z]. Behind a stem, what is reconstructed is what the stem gave.
 
     >>> net = UHVED(ModalitySet(("t1c", "t2f")), classes=4)
