@@ -1,0 +1,402 @@
+"""RFNet: features are fused region by region, with a probability map of the classes as the guide.
+
+Per modality j and level l, in encoder j (conv without bias, IN = instance normalisation, act = LeakyReLU 0.2):
+
+    u = conv(x_{j,l−1}),   a = act(IN(u)),   v = conv(act(IN(conv(a)))),   x_{j,l} = a + act(IN(v))
+
+Per level from the coarsest to the finest, over the modalities S that are present, with h the upsampled and convolved
+output of the level below (none at the coarsest):
+
+    p        = softmax over classes of prm_l( h, embed([x_j]_{j∈S}) )                       probability map, detached
+    g_{jk}   = Σ_voxels p_k x_j / Σ_voxels p_k                                              what j shows in region k
+    w_{·k}   = σ( W₂ act( W₁ [ [g_{jk}]_{j∈S}, mean p_k ] + b₁ ) + b₂ )                     one pair of layers a class
+    f_l      = [ refine( [ p_k Σ_{j∈S} w_{jk} x_j ]_k ),  refine'( [x_j]_{j∈S} ) ]          regions, and a short cut
+    y_l      = conv 1( conv 3( [h, f_l] ) ), at the coarsest level f_l;     logits = conv 1(y_1)
+
+with refine = convolutions of 1, 3 and 1 voxels. Each probability map is supervised. A second decoder, one for all
+modalities, segments the skips x_{j,1} … x_{j,4} of a single modality, so that each encoder learns to segment by itself.
+
+    L = L_seg(logits) + Σ_j L_seg(separate_j) + Σ_l L_seg(prm_l)
+
+Default weights 1, as published. A modality that is dropped but exists is supervised through ``separate`` as well. For
+the first 1/15 of the training (20 of 300 epochs) L_seg(logits) has no gradient: the maps come first.
+
+What is absent. [x_j]_{j∈S} is a concatenation over all M with zeros at the absent. Only linear maps read it: the
+convolutions of 1 voxel, without bias, and W₁, whose bias b₁ is no modality's own. So the sum over S alone comes out, as
+in a network that was never built for the others. The gates are sigmoids, one by one, and those of the absent are 0.
+Absent images meet no encoder and no decoder.
+
+Latents for alignment are (u, v), twice the channels of x_{j,l}: what stands before the two normalisations. The decoders
+apply IN, act and the sum to them; the function that is computed is the published one. Without a bias what is 0 around
+a latent gives 0 features before normalisation.
+
+Source: Ding, Yu, Yang: RFNet, ICCV 2021, and the facts of its public code. Deviations:
+
+* Convolutions in front of a normalisation without parameters have no bias: it would be taken away again, and get no
+  gradient. 5176 parameters fewer at the published size.
+* Zeros pad the convolutions, not reflections, and ε of the normalisations is 1e-3, not 1e-5. Over a volume without
+  contrast each normalisation multiplies the gradient by up to 1/√ε, and more than twenty stand in a row: an empty crop,
+  or with reflections any constant one, made it infinite.
+* Upsampling does not align corners: with aligned corners the shift between two levels depends on the size of the crop,
+  and training crops and test volumes differ in size.
+* L_seg is the criterion of the recipe (Dice without background and cross-entropy), the published one weighs the
+  cross-entropy by class and clips it; the coarse maps are upsampled as logits, not as probabilities.
+* Only images that exist are encoded and supervised; the published code has all of them in every training step. A latent
+  that alignment put in for a dropped modality is used, but is not supervised through ``separate``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medmap.core.modality import ModalitySet
+from medmap.errors import ConfigError
+from medmap.models.backbone import Auxiliary, Decoded, Encoded, columns, stacked
+from medmap.models.blocks import cropped, encode_separately
+
+SLOPE = 0.2
+EPSILON = 1e-3
+MAP_CHANNELS = 16
+WARM_UP = 20 / 300
+
+
+@dataclass(frozen=True)
+class RFNetSize:
+    """channels: of the features per level (even), level l has stride 2^(l−1)
+    hidden:   width of the layer that gates the modalities
+    light:    at full resolution, which costs as much as all other levels together, an encoder has one convolution in
+              place of three, a refinement none of 3 voxels, and a decoder adds the skip; then the fused one convolves
+              once, the separate one not at all
+    """
+
+    channels: tuple[int, ...]
+    hidden: int
+    light: bool = False
+
+    def levels(self) -> dict[str, int]:
+        """{level: channels}, the finest first."""
+        return {f"x{level}": channels for level, channels in enumerate(self.channels, start=1)}
+
+    def is_light(self, level: str) -> bool:
+        """Whether a level is spared."""
+        return self.light and level == "x1"
+
+
+class RFNet(nn.Module):
+    """Region-aware fusion; see the head of this file.
+
+    modalities: M sequences; classes: K; size: ``tiny`` (0.9 M parameters at M = K = 4) or ``faithful`` (8.98 M)
+
+    >>> net = RFNet(ModalitySet(("t1c", "t2f")), classes=4, size="tiny").eval()
+    >>> seen = torch.tensor([[True, False]])
+    >>> encoded = net.encode({"t1c": torch.randn(1, 1, 17, 20, 16)}, seen)
+    >>> net.decode(encoded, seen).logits.shape
+    torch.Size([1, 4, 17, 20, 16])
+    """
+
+    separable = True
+    uses_dropped = True
+    progress: float = 1.0
+
+    def __init__(self, modalities: ModalitySet, classes: int, size: str = "tiny") -> None:
+        super().__init__()
+        if size not in SIZES:
+            raise ConfigError(f"rfnet has no size {size!r}; expected one of {', '.join(SIZES)}")
+        shape = SIZES[size]
+        self.modalities = modalities
+        self.classes = classes
+        self.channels = shape.levels()
+        self.strides = {level: 2**index for index, level in enumerate(self.channels)}
+        self.loss_weights = {"separate": 1.0, "prm": 1.0}
+        self.encoders = nn.ModuleDict({name: _Encoder(shape) for name in modalities})
+        self.separate = _SeparateDecoder(shape, classes)
+        self.fused = _FusedDecoder(shape, len(modalities), classes)
+        self.apply(_initialise)
+
+    def supported_subsets(self) -> list[ModalitySet]:
+        return self.modalities.subsets()
+
+    def encode(self, images: Mapping[str, Tensor], seen: Bool[Tensor, "B M"]) -> Encoded:
+        return replace(encode_separately(self.encoders, images, seen, self.modalities, self.strides), seen=seen)
+
+    def decode(self, encoded: Encoded, kept: Bool[Tensor, "B M"]) -> Decoded:
+        own = self._supervised(encoded, kept)
+        present = {level: encoded.present(level, kept) for level in self.strides}
+        features = {
+            level: {
+                name: features_of(encoded.levels[level][name], channels)
+                for name, _ in columns(present[level] | own, self.modalities)
+            }
+            for level, channels in self.channels.items()
+        }
+        joined = {level: self._joined(features[level], present[level]) for level in self.strides}
+        logits, maps = self.fused(joined, present)
+        if self.training and self.progress < WARM_UP:
+            logits = logits.detach() + 0 * logits
+        auxiliary = {**self._separate(features, own), **self._maps(maps)} if self.training else {}
+        auxiliary = {name: Auxiliary(cropped(z, encoded.size), rows) for name, (z, rows) in auxiliary.items()}
+        return Decoded(cropped(logits, encoded.size), auxiliary, {})
+
+    def _supervised(self, encoded: Encoded, kept: Tensor) -> Bool[Tensor, "B M"]:
+        """The sequences that are segmented by themselves: those with latents of their own at every level."""
+        if not self.training:
+            return torch.zeros_like(kept)
+        own = kept if encoded.seen is None else encoded.seen
+        for filled in encoded.filled.values():
+            own = own & ~filled
+        return own
+
+    def _joined(self, features: Mapping[str, Tensor], present: Tensor) -> Float[Tensor, "B M C x y z"]:
+        """One level's features in one tensor, 0 where a modality is not present."""
+        rows = dict(columns(present, self.modalities))
+        there = {name: torch.where(mask[:, None, None, None, None], features[name], 0) for name, mask in rows.items()}
+        return stacked(there, self.modalities)
+
+    def _separate(self, features: Mapping[str, Mapping[str, Tensor]], own: Tensor) -> dict[str, Auxiliary]:
+        """Each modality segmented by itself, in the samples that have it; 0 in the others."""
+        found = {}
+        for name, rows in columns(own, self.modalities):
+            index = rows.nonzero().squeeze(1)
+            logits = self.separate({level: latents[name].index_select(0, index) for level, latents in features.items()})
+            whole = logits.new_zeros(len(rows), *logits.shape[1:]).index_copy(0, index, logits)
+            found[f"separate/{name}"] = Auxiliary(whole, rows)
+        return found
+
+    def _maps(self, maps: Mapping[str, Tensor]) -> dict[str, Auxiliary]:
+        return {f"prm/{level}": Auxiliary(upsampled(z, self.strides[level])) for level, z in maps.items()}
+
+
+def activated(x: Tensor) -> Tensor:
+    """Instance normalisation without parameters, then LeakyReLU(0.2)."""
+    return F.leaky_relu(F.instance_norm(x, eps=EPSILON), SLOPE, inplace=True)
+
+
+def features_of(latent: Float[Tensor, "B D x y z"], channels: int) -> Float[Tensor, "B C x y z"]:
+    """x = act(IN(u)) + act(IN(v)) of the latent (u, v), C channels each; of u alone where D = C.
+
+    >>> u, v = torch.randn(2, 1, 3, 4, 4, 4)
+    >>> torch.equal(features_of(torch.cat([u, v], dim=1), 3), activated(u) + activated(v))
+    True
+    """
+    return reduce(torch.add, torch.split(activated(latent), channels, dim=1))
+
+
+def upsampled(x: Tensor, factor: int) -> Tensor:
+    """Trilinear; what a voxel gets depends on its neighbours and not on the size of the volume."""
+    if factor == 1:
+        return x
+    return F.interpolate(x, scale_factor=float(factor), mode="trilinear", align_corners=False)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv3d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight)
+
+
+def _conv(before: int, after: int, kernel: int = 3, stride: int = 1) -> nn.Conv3d:
+    return nn.Conv3d(before, after, kernel, stride, kernel // 2, bias=False)
+
+
+class _Block(nn.Module):
+    """act(IN(conv(x)))."""
+
+    def __init__(self, before: int, after: int, kernel: int = 3) -> None:
+        super().__init__()
+        self.conv = _conv(before, after, kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return activated(self.conv(x))
+
+
+def _refinement(before: int, inner: int, after: int, light: bool) -> nn.Sequential:
+    """Convolutions of 1, 3 and 1 voxels; light: without the one of 3."""
+    middle = [] if light else [_Block(inner, inner)]
+    return nn.Sequential(_Block(before, inner, 1), *middle, _Block(inner, after, 1))
+
+
+class _EncoderLevel(nn.Module):
+    """x → the latent (u, v) and the features a + act(IN(v)); light: u and a."""
+
+    def __init__(self, before: int, channels: int, stride: int, light: bool) -> None:
+        super().__init__()
+        self.enter = _conv(before, channels, stride=stride)
+        self.inner = None if light else nn.Sequential(_Block(channels, channels), _conv(channels, channels))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        u = self.enter(x)
+        a = activated(u)
+        if self.inner is None:
+            return u, a
+        v = self.inner(a)
+        return torch.cat([u, v], dim=1), a + activated(v)
+
+
+class _Encoder(nn.Module):
+    """One modality's encoder: image [B 1 X Y Z] → latents {level: [B 2C x y z]}."""
+
+    def __init__(self, shape: RFNetSize) -> None:
+        super().__init__()
+        steps = zip(shape.levels(), pairwise((1, *shape.channels)), strict=True)
+        self.levels = nn.ModuleDict(
+            {
+                level: _EncoderLevel(before, channels, 1 if level == "x1" else 2, shape.is_light(level))
+                for level, (before, channels) in steps
+            }
+        )
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        latents = {}
+        for name, level in self.levels.items():
+            latents[name], x = level(x)
+        return latents
+
+
+class _Stage(nn.Module):
+    """One step of a decoder towards full resolution: up to the skip's resolution, then together with the skip.
+
+    light: the skip is added, and then convolved with where ``merges``
+    """
+
+    def __init__(self, below: int, channels: int, light: bool, merges: bool) -> None:
+        super().__init__()
+        self.light = light
+        self.rise = _Block(below, channels, 1 if light else 3)
+        blocks = [_Block(2 * channels, channels), _Block(channels, channels, 1)]
+        if light:
+            blocks = [_Block(channels, channels)] if merges else []
+        self.merge = nn.Sequential(*blocks)
+
+    def up(self, x: Tensor) -> Tensor:
+        """Upsampled ×2 and convolved; light: in the other order, an eighth of the work."""
+        return upsampled(self.rise(x), 2) if self.light else self.rise(upsampled(x, 2))
+
+    def join(self, up: Tensor, skip: Tensor) -> Tensor:
+        joined: Tensor = self.merge(up + skip if self.light else torch.cat([up, skip], dim=1))
+        return joined
+
+
+def _stages(shape: RFNetSize, merges: bool) -> nn.ModuleDict:
+    """A step into every level but the deepest, from the level below it."""
+    steps = zip(shape.levels(), pairwise(shape.channels), strict=False)
+    return nn.ModuleDict({level: _Stage(below, c, shape.is_light(level), merges) for level, (c, below) in steps})
+
+
+class _SeparateDecoder(nn.Module):
+    """Logits from the features {level: [B C x y z]} of a single modality, whichever it is."""
+
+    def __init__(self, shape: RFNetSize, classes: int) -> None:
+        super().__init__()
+        self.stages = _stages(shape, merges=False)
+        self.head = nn.Conv3d(shape.channels[0], classes, 1)
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        *shallow, deepest = features
+        x = features[deepest]
+        for level in reversed(shallow):
+            stage = self.stages[level]
+            x = stage.join(stage.up(x), features[level])
+        logits: Tensor = self.head(x)
+        return logits
+
+
+class _FusedDecoder(nn.Module):
+    """Logits, and those of the probability map of every level, from features {level: [B M C x y z]}."""
+
+    def __init__(self, shape: RFNetSize, modalities: int, classes: int) -> None:
+        super().__init__()
+        levels = shape.levels()
+        self.stages = _stages(shape, merges=True)
+        self.maps = nn.ModuleDict(
+            {
+                level: _ProbabilityMap(modalities, c, classes, shape.is_light(level), deepest=level not in self.stages)
+                for level, c in levels.items()
+            }
+        )
+        self.fusions = nn.ModuleDict(
+            {
+                level: _RegionFusion(modalities, c, classes, shape.hidden, shape.is_light(level))
+                for level, c in levels.items()
+            }
+        )
+        self.head = nn.Conv3d(shape.channels[0], classes, 1)
+
+    def forward(
+        self, features: Mapping[str, Tensor], present: Mapping[str, Tensor]
+    ) -> tuple[Float[Tensor, "B K x y z"], dict[str, Tensor]]:
+        maps: dict[str, Tensor] = {}
+        x = None
+        for level in reversed(list(features)):
+            h = None if x is None else self.stages[level].up(x)
+            maps[level] = self.maps[level](features[level], h)
+            # Detached: the map learns from its own supervision, and the fusion takes it as it is.
+            skip = self.fusions[level](features[level], maps[level].detach().softmax(dim=1), present[level])
+            x = skip if h is None else self.stages[level].join(h, skip)
+        return self.head(x), maps
+
+
+class _ProbabilityMap(nn.Module):
+    """Logits [B K x y z] of one level from the modalities' features, and from the level below where there is one."""
+
+    def __init__(self, modalities: int, channels: int, classes: int, light: bool, deepest: bool) -> None:
+        super().__init__()
+        self.embed = _refinement(modalities * channels, channels // 4, channels, light)
+        self.inner = _Block(channels if deepest else 2 * channels, MAP_CHANNELS, 1)
+        self.head = nn.Conv3d(MAP_CHANNELS, classes, 1)
+
+    def forward(self, features: Float[Tensor, "B M C x y z"], h: Tensor | None) -> Float[Tensor, "B K x y z"]:
+        x = self.embed(features.flatten(1, 2))
+        logits: Tensor = self.head(self.inner(x if h is None else torch.cat([h, x], dim=1)))
+        return logits
+
+
+class _RegionFusion(nn.Module):
+    """The skip connection of one level: features weighed per region and modality, beside a plain short cut."""
+
+    def __init__(self, modalities: int, channels: int, classes: int, hidden: int, light: bool) -> None:
+        super().__init__()
+        self.gates = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(modalities * channels + 1, hidden), nn.LeakyReLU(SLOPE), nn.Linear(hidden, modalities)
+            )
+            for _ in range(classes)
+        )
+        self.refine = _refinement(classes * channels, channels, channels // 2, light)
+        self.short_cut = _refinement(modalities * channels, channels, channels // 2, light)
+
+    def forward(
+        self,
+        features: Float[Tensor, "B M C x y z"],
+        p: Float[Tensor, "B K x y z"],
+        present: Bool[Tensor, "B M"],
+    ) -> Float[Tensor, "B C x y z"]:
+        regions = self.refine(self.regions(features, p, present).flatten(1, 2))
+        return torch.cat([regions, self.short_cut(features.flatten(1, 2))], dim=1)
+
+    def regions(self, features: Tensor, p: Tensor, present: Tensor) -> Float[Tensor, "B K C x y z"]:
+        """p_k Σ_j w_jk x_j of every region k."""
+        weights = self.weights(features, p, present).to(features.dtype)
+        mixed = (weights @ features.flatten(2)).unflatten(2, features.shape[2:])
+        return p[:, :, None].to(mixed.dtype) * mixed
+
+    def weights(self, features: Tensor, p: Tensor, present: Tensor) -> Float[Tensor, "B K M"]:
+        """w of every region and modality, between 0 and 1, and 0 for what is not present."""
+        area = p.flatten(2).float().mean(dim=2)
+        sums = torch.einsum("bkv,bmcv->bkmc", p.flatten(2).to(features.dtype), features.flatten(3))
+        pooled = sums.flatten(2) / p[0, 0].numel() / (area[..., None] + 1e-7)
+        given = torch.cat([pooled, area[..., None]], dim=2)
+        scores = torch.stack([gate(given[:, k]) for k, gate in enumerate(self.gates)], dim=1)
+        return scores.sigmoid() * present[:, None]
+
+
+SIZES: dict[str, RFNetSize] = {
+    "tiny": RFNetSize((8, 16, 24, 32), hidden=32, light=True),
+    "faithful": RFNetSize((16, 32, 64, 128), hidden=128),
+}
