@@ -9,16 +9,17 @@ Teacher, for modality j and level l with stride 2^(l−1)::
     f_l     = act(norm(conv1(a_{1,l} h_{1,l} … a_{M,l} h_{M,l})))
     d_4 = f_4,   d_l = convs(up2(d_{l+1}), f_l),   logits = conv1(d_1)
 
-Convolutions are 3³ (conv1: 1³), norm is an instance normalisation with scale and shift, act is LeakyReLU(0.2). The
+Convolutions are 3³ (conv1: 1³), norm is an instance normalisation with scale and shift, act is LeakyReLU(0.2). A
 student has one encoder whose input channels are the sequences it may look at, and f_l = h_l.
 
-The student's own terms, with a teacher (s, t: logits of student and teacher, y: the truth, v: voxels of the batch)::
+Training has two stages: in the first half of the steps the teacher learns, from all that is seen; then it is frozen and
+every student learns from it (s, t: logits of a student and the teacher, y: the truth, v: voxels of the batch)::
 
-    kd          = T² Σ_v w_v KL( softmax(t_v/T) ‖ softmax(s_v/T) ) / Σ_v w_v            T = 10, weight 0.5
-                  w_v = [argmax t_v = y_v] · max(0, CE(s_v, y_v) − CE(t_v, y_v)),  a constant for the gradient
-    contrastive = 1/B² Σ_{b,c} { d_bc² if b = c, else max(0, 1 − d_bc)² }               weight 0.5
-                  d_bc = ‖e(z^s_b) − e'(z^t_c)‖;  e, e': mean over the volume of the deepest latents, C → 32 → 16
-                  linear with a ReLU between, scaled to length 1; both are learned with the student
+    kd/S          = T² Σ_v w_v KL( softmax(t_v/T) ‖ softmax(s_v/T) ) / Σ_v w_v          T = 10, weight 0.5
+                    w_v = [argmax t_v = y_v] · max(0, CE(s_v, y_v) − CE(t_v, y_v)),  a constant for the gradient
+    contrastive/S = 1/B² Σ_{b,c} { d_bc² if b = c, else max(0, 1 − d_bc)² }             weight 0.5
+                    d_bc = ‖e(z^s_b) − e'(z^t_c)‖;  e, e': mean over the volume of the deepest latents, C → 32 → 16
+                    linear with a ReLU between, scaled to length 1; both are learned with the student
 
 So the teacher is followed where it is right and the student is worse, and a student's view of a patient comes to lie
 next to the teacher's view of that patient and apart from its view of the others. A batch of one has positives alone.
@@ -26,12 +27,14 @@ next to the teacher's view of that patient and apart from its view of the others
 Source: Chen, Dou, Jin, Liu, Heng, "Learning with privileged multimodal knowledge for unimodal segmentation", IEEE
 Transactions on Medical Imaging 41 (2022). Deviations from the public code:
 
+* Teacher and students are one network with one checkpoint: one command trains both stages and resumes in either, and
+  whoever asks for a subset is answered by the one made for it. The learning rate goes on falling through both.
 * Levels are pre-activated, so that latents leave before a normalisation, where they can be aligned. Layers and their
   number of parameters are the same.
 * Borders are padded with zeros, not reflected. Reflected, a crop of nothing but air stays constant through all layers,
   every variance is 0, and a gradient grows by 1/√ε = 316 at each normalisation until it overflows.
-* The teacher answers any subset, absent sequences being exact zeros; and it is trained (the public code loads it).
-* The student is fed each of its sequences once, not four copies of the only one.
+* The teacher is trained (the public code loads it), and sees what there is where a sequence is absent from the data.
+* A student is fed each of its sequences once, not four copies of the only one.
 * ``kd`` is a divergence times T² in place of a cross-entropy: the gradient differs by the factor T² alone, without
   which it fades like 1/T². Without a voxel that counts it is 0, not 0/0.
 * ``contrastive`` looks at deepest latents, pooled over the whole volume. The original flattens a map of 41³ · 16
@@ -41,11 +44,11 @@ Transactions on Medical Imaging 41 (2022). Deviations from the public code:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -54,8 +57,13 @@ from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
 from medmap.errors import ConfigError, InputError
-from medmap.models.backbone import Decoded, Encoded, Term, columns, encode_rows, stacked
+from medmap.models.backbone import Auxiliary, Decoded, Encoded, Term, columns, encode_rows, stacked
 from medmap.models.blocks import cropped, encode_separately, mean_of_present, pad_to_stride
+
+IMAGE, TEACHER = "image", "teacher"
+
+TEACHER_SHARE = 0.5
+"""Share of the training steps in which the teacher learns; the students learn in the others."""
 
 
 @dataclass(frozen=True)
@@ -121,178 +129,159 @@ class PMKLTeacher(nn.Module):
         return stacked(found, self.modalities)
 
 
-class Answer(NamedTuple):
-    """What a teacher says of a batch: logits [B K X Y Z], and its deepest latents [B C x y z], one a sample."""
+class PMKL(nn.Module):
+    """A teacher and its students; see the head of this file.
 
-    logits: Tensor
-    deepest: Tensor
+    modalities: M sequences; classes: K; size: ``tiny`` (1.5 M parameters at M = 4) or ``faithful`` (14.9 M)
+    students:   the subsets that have a student, each one sequence where None; all others but the whole have no answer
+    progress:   share of the training steps that are done; None lets teacher and students learn at once
 
+    The students look at the images themselves, which is why these are a level of the latents.
+    Raises ConfigError for an unknown size, and for one subset twice.
 
-@runtime_checkable
-class Teacher(Protocol):
-    """Whoever teaches a student: built for the same modalities (in this order) and as many classes."""
-
-    modalities: ModalitySet
-    classes: int
-
-    def answer(self, images: Mapping[str, Tensor], seen: Bool[Tensor, "B M"]) -> Answer:
-        """Of images {modality: [B 1 X Y Z]}, those that are seen; without gradients."""
-        ...
-
-
-class FrozenTeacher:
-    """A trained network as a teacher: in eval mode for good, without gradients, answering from all that is seen.
-
-    network: a backbone, or an `AlignedSegmenter` around one, with its filling; it is frozen in place
-
-    Its deepest latents are those of the coarsest level, averaged over the modalities that are seen. A copy of a
-    student shares it.
-
-    >>> pair = ModalitySet(("t1c", "t2f"))
-    >>> teacher = FrozenTeacher(PMKLTeacher(pair, classes=3))
-    >>> image = torch.randn(1, 1, 16, 16, 16)
-    >>> answer = teacher.answer({"t1c": image, "t2f": image}, torch.tensor([[True, True]]))
-    >>> answer.logits.shape, answer.deepest.shape
-    (torch.Size([1, 3, 16, 16, 16]), torch.Size([1, 32, 2, 2, 2]))
+    >>> net = PMKL(ModalitySet(("t1c", "t2f")), classes=4, size="tiny")
+    >>> [str(subset) for subset in net.supported_subsets()]
+    ['t1c', 't2f', 't1c+t2f']
+    >>> seen, kept = torch.tensor([[True, True]]), torch.tensor([[False, True]])
+    >>> images = {name: torch.randn(1, 1, 17, 20, 16) for name in net.modalities}
+    >>> decoded = net.decode(net.encode(images, seen), kept)
+    >>> decoded.logits.shape, sorted(decoded.auxiliary), sorted(decoded.losses)[:2]
+    (torch.Size([1, 4, 17, 20, 16]), ['student/t1c', 'teacher'], ['contrastive/t1c', 'contrastive/t2f'])
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network: Any = network.eval().requires_grad_(False)
-        backbone: Any = getattr(network, "backbone", network)
-        self.modalities: ModalitySet = backbone.modalities
-        self.classes: int = backbone.classes
-        self.level: str = max(backbone.strides, key=backbone.strides.__getitem__)
-
-    @torch.no_grad()
-    def answer(self, images: Mapping[str, Tensor], seen: Bool[Tensor, "B M"]) -> Answer:
-        network = self.network.to(seen.device)
-        encoded = network.encode(images, seen)
-        deepest = mean_of_present(encoded.levels[self.level], seen, self.modalities)
-        return Answer(network.decode(encoded, seen).logits, deepest)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTeacher:
-        return self
-
-
-class PMKLStudent(nn.Module):
-    """A network that looks at some of the sequences only, and learns from a teacher that looks at all.
-
-    modalities: the M sequences of the data; classes: K; size: ``tiny`` (0.2 M parameters) or ``faithful`` (2.1 M)
-    subset:     what it may look at; the only subset it answers
-    teacher_channels: C of the teacher's deepest latents, where not those of a PMKL teacher of this size
-
-    With one sequence it is separable. With several it encodes them jointly: there is one latent, which is offered under
-    the name of each of them (so aligning these with each other is free, aligning them with N(0, I) is not). A sample
-    that lacks one of its sequences has zeros for latents, and cannot be answered.
-
-    A teacher is attached for training and is no part of the network: neither of its parameters nor of its state. Both
-    embeddings always are, without gradients until there is a teacher, so that a state can be loaded with a teacher or
-    without. Without one there are no terms but the criterion. The teacher is shown the images as they are handed to
-    `encode`: a stem in front of the student would distort them.
-
-    Raises ConfigError for an unknown size, InputError for a subset that is none of the modalities.
-
-    >>> pair = ModalitySet(("t1c", "t2f"))
-    >>> student = PMKLStudent(pair, 4, "tiny", pair.pick(["t2f"]))
-    >>> student.attach(FrozenTeacher(PMKLTeacher(pair, 4, "tiny")))
-    >>> images, seen = {name: torch.randn(2, 1, 16, 16, 16) for name in pair}, torch.tensor([[True, True]] * 2)
-    >>> sorted(student.decode(student.encode(images, seen), torch.tensor([[False, True]] * 2)).losses)
-    ['contrastive', 'kd']
-    """
-
+    separable = True
     uses_dropped = True
 
     def __init__(
         self,
         modalities: ModalitySet,
         classes: int,
-        size: str,
-        subset: ModalitySet,
-        teacher_channels: int | None = None,
+        size: str = "tiny",
+        students: Sequence[ModalitySet] | None = None,
     ) -> None:
         super().__init__()
-        shape = _shape(size)
+        if students is None:
+            students = [subset for subset in modalities.subsets() if len(subset) == 1]
+        subsets = [modalities.pick(subset) for subset in students]
+        repeated = sorted({str(subset) for subset in subsets if subsets.count(subset) > 1})
+        if repeated:
+            raise ConfigError(f"PMKL: more than one student of {', '.join(repeated)}; name each subset once")
         self.modalities = modalities
         self.classes = classes
-        self.subset = modalities.pick(subset)
-        self.strides = _strides(shape)
-        self.separable = len(self.subset) == 1
-        self.loss_weights = {"kd": 0.5, "contrastive": 0.5}
-        self.encoder = _Encoder(len(self.subset), shape)
-        self.decoder = _Decoder(shape, classes)
-        deepest = shape.channels[-1]
-        self.embeddings = nn.ModuleDict(
-            {"student": _Embedding(deepest), "teacher": _Embedding(teacher_channels or deepest)}
-        ).requires_grad_(False)
-        # In a tuple, because a module would register a teacher that is one.
-        self._held: tuple[Teacher, ...] = ()
-
-    @property
-    def teacher(self) -> Teacher | None:
-        """Whom it learns from in training."""
-        return self._held[0] if self._held else None
-
-    def attach(self, teacher: Teacher) -> None:
-        """Learn from a teacher from now on. Raises ConfigError for one of other modalities or classes."""
-        if (teacher.modalities, teacher.classes) != (self.modalities, self.classes):
-            raise ConfigError(
-                f"the teacher is for {teacher.modalities} and {teacher.classes} classes, the student for "
-                f"{self.modalities} and {self.classes}; train a teacher on the student's data"
-            )
-        self._held = (teacher,)
-        self.embeddings.requires_grad_(True)
+        self.progress: float | None = None
+        self.loss_weights = {"teacher": 1.0, "student": 1.0, "kd": 0.5, "contrastive": 0.5}
+        self.teacher = PMKLTeacher(modalities, classes, size)
+        self.strides = {IMAGE: 1, **self.teacher.strides}
+        self.students = nn.ModuleDict({str(subset): _Student(subset, classes, size) for subset in subsets})
 
     def supported_subsets(self) -> list[ModalitySet]:
-        return [self.subset]
+        named = {*self.students, str(self.modalities)}
+        return [subset for subset in self.modalities.subsets() if str(subset) in named]
 
     def encode(self, images: Mapping[str, Tensor], seen: Bool[Tensor, "B M"]) -> Encoded:
-        x, y, z = next(iter(images.values())).shape[2:]
-        rows = self._answerable(seen)
-        levels: dict[str, dict[str, Tensor]] = {level: {} for level in self.strides}
-        if bool(rows.any()):
-            own = torch.cat([images[name] for name in self.subset], dim=1)
-            latents = encode_rows(self.encoder, pad_to_stride(own, max(self.strides.values())), rows)
-            levels = {level: dict.fromkeys(self.subset, latent) for level, latent in latents.items()}
-        learns = self.training and self.teacher is not None
-        return Encoded(levels, (x, y, z), self._lesson(images, seen) if learns else None, seen=seen)
+        encoded = self.teacher.encode(images, seen)
+        stride = max(self.strides.values())
+        shown = {
+            name: torch.where(rows[:, None, None, None, None], pad_to_stride(images[name], stride), 0)
+            for name, rows in columns(seen, self.modalities)
+        }
+        return replace(encoded, levels={IMAGE: shown, **encoded.levels}, seen=seen)
 
     def decode(self, encoded: Encoded, kept: Bool[Tensor, "B M"]) -> Decoded:
-        if not bool(self._answerable(kept).all()):
-            raise InputError(
-                f"a student of {self.subset} was asked about samples that lack some of it; it answers no other"
-            )
-        latents = {level: self._own(encoded.levels[level]) for level in self.strides}
-        fused = {level: self.encoder.activated(level, latent)[level] for level, latent in latents.items()}
-        logits = cropped(self.decoder(fused), encoded.size)
-        learns = self.training and encoded.context is not None
-        return Decoded(logits, {}, self._losses(logits, list(latents.values())[-1], encoded.context) if learns else {})
-
-    def _answerable(self, mask: Bool[Tensor, "B M"]) -> Bool[Tensor, " B"]:
-        return mask[:, [self.modalities.names.index(name) for name in self.subset]].all(dim=1)
-
-    def _own(self, latents: Mapping[str, Tensor]) -> Tensor:
-        """The one latent of a level, whichever of its names somebody may have changed it under."""
-        first, *others = (latents[name] for name in self.subset)
-        return sum(others, start=first) / len(self.subset)
-
-    def _lesson(self, images: Mapping[str, Tensor], seen: Bool[Tensor, "B M"]) -> Answer:
-        assert self.teacher is not None
-        with torch.no_grad():
-            lesson = self.teacher.answer(images, seen)
-        found, expected = lesson.deepest.shape[1], self.embeddings["teacher"].channels
-        if found != expected:
-            raise ConfigError(
-                f"the teacher's deepest latents have {found} channels, the student expects {expected}; build the "
-                f"student with teacher_channels={found}"
-            )
-        return lesson
-
-    def _losses(self, logits: Tensor, deepest: Tensor, lesson: Answer) -> dict[str, Term]:
-        own, theirs = self.embeddings["student"](deepest), self.embeddings["teacher"](lesson.deepest.detach())
-        return {
-            "kd": partial(distillation_loss, logits, lesson.logits.detach()),
-            "contrastive": contrastive_loss(own, theirs),
+        teaching, learning = self._stage()
+        asked = self._asked(kept)
+        logits = torch.zeros((len(kept), self.classes, *encoded.size), device=kept.device)
+        lesson: _Said | None = None
+        if self.training or bool(asked[TEACHER].any()):
+            mask, rows = (encoded.seen, None) if self.training else (kept, asked[TEACHER])
+            assert mask is not None
+            with torch.set_grad_enabled(teaching and torch.is_grad_enabled()):
+                lesson = self._teacher_says(encoded, mask, torch.ones_like(kept[:, 0]) if rows is None else rows)
+            logits = _put(logits, asked[TEACHER], lesson)
+        said: dict[str, _Said] = {}
+        for name, student in self.students.items():
+            rows = self._has(name, encoded.seen) if learning and encoded.seen is not None else asked[name]
+            if bool(rows.any()):
+                with torch.set_grad_enabled((learning or not self.training) and torch.is_grad_enabled()):
+                    said[name] = self._student_says(cast(_Student, student), encoded, rows)
+                logits = _put(logits, asked[name], said[name])
+        auxiliary: dict[str, Auxiliary] = {}
+        if teaching and lesson is not None:
+            auxiliary[TEACHER] = Auxiliary(lesson.logits, ~asked[TEACHER])
+        if not (learning and lesson is not None):
+            return Decoded(logits, auxiliary, {})
+        # what is an answer already counts there
+        auxiliary |= {
+            f"student/{name}": Auxiliary(_put(logits.detach(), one.rows, one), one.rows & ~asked[name])
+            for name, one in said.items()
+            if bool((one.rows & ~asked[name]).any())
         }
+        return Decoded(logits, auxiliary, self._lessons(said, lesson))
+
+    def _stage(self) -> tuple[bool, bool]:
+        """Whether the teacher learns, and whether the students do."""
+        if not self.training or self.progress is None:
+            return self.training, self.training
+        return self.progress < TEACHER_SHARE, self.progress >= TEACHER_SHARE
+
+    def _asked(self, kept: Bool[Tensor, "B M"]) -> dict[str, Bool[Tensor, " B"]]:
+        """{who answers: the samples it is asked about}. Raises InputError for a subset that nobody answers."""
+        asked = {name: self._has(name, kept) & (kept.sum(dim=1) == len(name.split("+"))) for name in self.students}
+        asked[TEACHER] = kept.all(dim=1) & ~_any(asked.values(), kept)
+        if not bool(_any(asked.values(), kept).all()):
+            answers = ", ".join(map(str, self.supported_subsets()))
+            raise InputError(f"PMKL was asked about a subset of sequences that has no student; it answers {answers}")
+        return asked
+
+    def _has(self, name: str, mask: Bool[Tensor, "B M"]) -> Bool[Tensor, " B"]:
+        """Samples that have every sequence of a student."""
+        return mask[:, [self.modalities.names.index(one) for one in name.split("+")]].all(dim=1)
+
+    def _teacher_says(self, encoded: Encoded, mask: Bool[Tensor, "B M"], rows: Bool[Tensor, " B"]) -> _Said:
+        part, shown = _rows_of(encoded, rows), mask[rows]
+        deepest = list(self.teacher.strides)[-1]
+        pooled = mean_of_present(part.levels[deepest], shown, self.modalities)
+        return _Said(rows, self.teacher.decode(part, shown).logits, pooled)
+
+    def _student_says(self, student: _Student, encoded: Encoded, rows: Bool[Tensor, " B"]) -> _Said:
+        logits, deepest = student(torch.cat([encoded.levels[IMAGE][name][rows] for name in student.subset], dim=1))
+        return _Said(rows, cropped(logits, encoded.size), deepest)
+
+    def _lessons(self, said: Mapping[str, _Said], lesson: _Said) -> dict[str, Term]:
+        terms: dict[str, Term] = {}
+        for name, own in said.items():
+            right = lesson.logits[own.rows].detach()
+            terms[f"kd/{name}"] = partial(_distilled, own, right)
+            student = cast(_Student, self.students[name])
+            theirs = student.teacher_embedding(lesson.deepest[own.rows].detach())
+            terms[f"contrastive/{name}"] = contrastive_loss(student.embedding(own.deepest), theirs)
+        return terms
+
+
+class _Said(NamedTuple):
+    """What teacher or student says of some samples: rows Bool[B]; logits and deepest latents of these rows."""
+
+    rows: Tensor
+    logits: Tensor
+    deepest: Tensor
+
+
+def _put(logits: Tensor, asked: Bool[Tensor, " B"], said: _Said) -> Tensor:
+    """Logits with those rows replaced that somebody was asked about."""
+    return logits.index_copy(0, asked.nonzero().squeeze(1), said.logits[asked[said.rows]].to(logits.dtype))
+
+
+def _any(masks: Iterable[Bool[Tensor, " B"]], like: Bool[Tensor, "B M"]) -> Bool[Tensor, " B"]:
+    return torch.stack([torch.zeros_like(like[:, 0]), *masks]).any(dim=0)
+
+
+def _rows_of(encoded: Encoded, rows: Bool[Tensor, " B"]) -> Encoded:
+    levels = {level: {name: z[rows] for name, z in latents.items()} for level, latents in encoded.levels.items()}
+    return replace(encoded, levels=levels, filled={level: mask[rows] for level, mask in encoded.filled.items()})
+
+
+def _distilled(own: _Said, right: Tensor, target: Tensor) -> Tensor:
+    return distillation_loss(own.logits, right, target[own.rows])
 
 
 def distillation_loss(
@@ -338,37 +327,6 @@ def contrastive_loss(
     apart = (margin - (squared + 1e-12).sqrt()).relu().square()
     same = torch.eye(len(squared), dtype=torch.bool, device=squared.device)
     return torch.where(same, squared, apart).mean()
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One training of the whole procedure.
-
-    name:    of its run: ``teacher``, ``student-t1c``, …
-    subset:  what its network may look at; None for the teacher, which answers every subset
-    teacher: the name of the stage that must be finished first, because it teaches; None for the teacher
-    """
-
-    name: str
-    subset: ModalitySet | None = None
-    teacher: str | None = None
-
-
-def training_stages(modalities: ModalitySet, subsets: Iterable[ModalitySet]) -> tuple[Stage, ...]:
-    """The teacher, then a student for each subset, in the order in which they can be trained.
-
-    Raises ConfigError where no subset or one subset twice is asked for, InputError for a sequence that is unknown.
-
-    >>> [stage.name for stage in training_stages(ModalitySet(("t1c", "t2f")), [ModalitySet(("flair",))])]
-    ['teacher', 'student-t2f']
-    """
-    students = [modalities.pick(subset) for subset in subsets]
-    if not students:
-        raise ConfigError("PMKL needs the subset of at least one student; the published ones have one sequence each")
-    repeated = sorted({str(subset) for subset in students if students.count(subset) > 1})
-    if repeated:
-        raise ConfigError(f"PMKL: more than one student of {', '.join(repeated)}; name each subset once")
-    return Stage("teacher"), *(Stage(f"student-{subset}", subset, "teacher") for subset in students)
 
 
 def _shape(size: str) -> PMKLSize:
@@ -483,6 +441,23 @@ class _Decoder(nn.Module):
             x = self.join[level](torch.cat([self.up[level](x), fused[level]], dim=1))
         logits: Tensor = self.head(x)
         return logits
+
+
+class _Student(nn.Module):
+    """Images [B |S| X Y Z] → logits, deepest latents; with it the embeddings that compare these with the teacher's."""
+
+    def __init__(self, subset: ModalitySet, classes: int, size: str) -> None:
+        super().__init__()
+        shape = _shape(size)
+        self.subset = subset
+        self.encoder = _Encoder(len(subset), shape)
+        self.decoder = _Decoder(shape, classes)
+        self.embedding, self.teacher_embedding = (_Embedding(shape.channels[-1]) for _ in range(2))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        latents = self.encoder(image)
+        fused = {level: self.encoder.activated(level, latent)[level] for level, latent in latents.items()}
+        return self.decoder(fused), list(latents.values())[-1]
 
 
 class _Embedding(nn.Module):
