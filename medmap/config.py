@@ -77,7 +77,7 @@ class ModelConfig(_Section):
     """Which network.
 
     name:         backbone, a key of ``medmap.models.BACKBONES``
-    size:         the backbone's named size
+    size:         the backbone's named size; where none is named base for a U-Net, the published one for any other
     stem:         encoder T in front of the backbone: none, joint, non_shared, enhanced
     stem_published: the stem's blocks end in BatchNorm and ReLU, as in the published fragment
     loss_weights: weights of the backbone's own loss terms by name (1 where not named, 0 switches off)
@@ -88,6 +88,13 @@ class ModelConfig(_Section):
     stem: Literal["none", "joint", "non_shared", "enhanced"] = "none"
     stem_published: bool = False
     loss_weights: dict[str, float] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_size(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("name", "unet") != "unet" and values.get("size") is None:
+            return {**values, "size": "faithful"}
+        return values
 
 
 class AlignConfig(_Section):

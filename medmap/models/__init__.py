@@ -7,13 +7,23 @@ from difflib import get_close_matches
 
 from medmap.core.modality import ModalitySet
 from medmap.errors import ConfigError
+from medmap.models.acn import ACN
 from medmap.models.backbone import Backbone
 from medmap.models.check import check_backbone as check_backbone
+from medmap.models.pmkl import PMKL
+from medmap.models.rfnet import RFNet
+from medmap.models.uhved import UHVED
 from medmap.models.unet import UNet
 
 Builder = Callable[[ModalitySet, int, str], Backbone]
 
-BACKBONES: dict[str, Builder] = {"unet": UNet}
+BACKBONES: dict[str, Builder] = {
+    "unet": UNet,
+    "pmkl": PMKL,
+    "acn": ACN,
+    "rfnet": RFNet,
+    "uhved": UHVED,
+}
 
 
 def build_backbone(name: str, modalities: ModalitySet, classes: int, size: str) -> Backbone:
