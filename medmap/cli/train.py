@@ -201,7 +201,14 @@ def _loss_text(config: Config, network: Any, torch: Any) -> str:
     mask = torch.ones(2, count, dtype=torch.bool)
     with torch.no_grad():
         output = network.train()(torch.randn(2, count, size, size, size), mask, mask)
-    terms = [f"{weight:g} {name}" if weight != 1 else name for name, weight in term_weights(output, config).items()]
+    grouped: dict[tuple[str, float], list[str]] = {}
+    for name, weight in term_weights(output, config).items():
+        kind, _, part = name.partition("/")
+        grouped.setdefault((kind, weight), []).append(part)
+    terms = []
+    for (kind, weight), parts in grouped.items():
+        which = "" if parts == [""] else "/" + (parts[0] if len(parts) == 1 else f"{{{', '.join(parts)}}}")
+        terms.append(("" if weight == 1 else f"{weight:g} ") + kind + which)
     levels = sum(name.startswith("align/") for name in output.losses)
     anchor = config.align.anchor + (f" {config.align.fixed}" if config.align.fixed else "")
     fill = "" if config.align.fill == "none" else f", absent latents filled ({config.align.fill})"
