@@ -32,7 +32,7 @@ from medmap.scores import Score
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
-CONFIGS = sorted(ROOT.glob("configs/*.yaml"))
+CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
 HOSTS = {"arxiv.org", "github.com"}
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

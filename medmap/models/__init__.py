@@ -10,6 +10,7 @@ from medmap.errors import ConfigError
 from medmap.models.acn import ACN
 from medmap.models.backbone import Backbone
 from medmap.models.check import check_backbone as check_backbone
+from medmap.models.mmformer import MMFormer
 from medmap.models.pmkl import PMKL
 from medmap.models.rfnet import RFNet
 from medmap.models.uhved import UHVED
@@ -20,6 +21,7 @@ Builder = Callable[[ModalitySet, int, str], Backbone]
 BACKBONES: dict[str, Builder] = {
     "unet": UNet,
     "pmkl": PMKL,
+    "mmformer": MMFormer,
     "acn": ACN,
     "rfnet": RFNet,
     "uhved": UHVED,
