@@ -75,10 +75,10 @@ def test_an_interrupted_training_says_how_to_go_on_and_ends_the_same(
 ) -> None:
     from medmap.data.dataset import training_batch
 
-    def interrupted(cases: Any, modalities: Any, config: Any, step: int, device: Any) -> Any:
+    def interrupted(cases: Any, modalities: Any, config: Any, step: int, *others: Any) -> Any:
         if step == stop:
             raise KeyboardInterrupt
-        return training_batch(cases, modalities, config, step, device)
+        return training_batch(cases, modalities, config, step, *others)
 
     run = tmp_path / "run"
     words = train(tiny_store, run, "--set", "train.checkpoint_every=1")
