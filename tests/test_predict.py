@@ -532,3 +532,20 @@ def test_a_patient_without_any_sequence_of_the_model_is_refused(plain: AlignedSe
         predictor.predict(other)
     with pytest.raises(InputError, match="the input has none"):
         predictor.usable([])
+
+
+# ---- a network that does not answer every subset ------------------------------------------------------------------
+
+
+def test_a_patient_is_answered_from_the_largest_subset_that_the_network_answers(phantom: Case) -> None:
+    network = tiny_network(model=ModelConfig(name="pmkl", size="tiny"), align=AlignConfig(anchor="none"))
+    predictor = Predictor([network], ModelCard(GLIOMA_MRI, GLIOMA, phantom.grid.spacing_mm[0]))
+
+    def of(*names: str) -> Case:
+        return Case(phantom.id, {name: phantom.images[name] for name in names}, phantom.affine)
+
+    whole, pair, one = (predictor.predict(of(*names)) for names in (GLIOMA_MRI.names, ("t2w", "t2f"), ("t2w",)))
+    assert (whole.used, whole.notes) == (GLIOMA_MRI.names, ())
+    assert (pair.used, one.used, one.notes) == (("t2w",), ("t2w",), ())
+    assert pair.notes == ("t2f not used: the model has no answer from all of t2w+t2f",)
+    np.testing.assert_array_equal(pair.classes, one.classes)
