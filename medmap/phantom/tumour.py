@@ -218,6 +218,8 @@ def grow(
         density = density + active * (_divergence(density, faces) / STABILITY + pace * density * (1 - density))
         age = age + active * density
     age = age / age.amax(dim=(2, 3, 4), keepdim=True).clamp(min=1)
+    if all(t.grown for t in tumours):
+        return Grown(density, age, lattice)
     grown, around = per_patient([t.grown for t in tumours], foci) > 0, _balls(tumours, foci, lattice)
     return Grown(torch.where(grown, density, around), torch.where(grown, age, around), lattice)
 
