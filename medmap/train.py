@@ -108,7 +108,7 @@ def fit(
     torch.manual_seed(config.seed)
     state = _fresh(config, card, where)
     check_patch(config.train, state.network)
-    supported = state.network.backbone.supported_subsets()
+    supported = np.array([subset.mask(modalities) for subset in state.network.backbone.supported_subsets()])
     answers = None if len(supported) == 2 ** len(modalities) - 1 else supported
     if resume:
         _restore(run, state)

@@ -68,21 +68,20 @@ def draw_kept(
     seen: NDArray[np.bool_],
     config: SamplingConfig,
     generator: np.random.Generator,
-    answers: Sequence[ModalitySet] | None = None,
-    modalities: ModalitySet | None = None,
+    answers: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.bool_]:
     """Bool[B M]: which of the seen modalities each sample may look at; never none.
 
-    answers: the subsets of ``modalities`` that a network can answer, where these are not all; one of those that were
-             seen is drawn uniformly, or with ``full`` the largest. Without it:
+    answers: Bool[S M], the subsets that a network can answer, where these are not all; one of those that were seen is
+             drawn uniformly, or with ``full`` the largest. Without it:
 
     uniform:   every non-empty subset of what is seen has the same probability
     counts:    first how many (uniform over 1 … |seen|), then which
     bernoulli: each with ``keep_probability``, drawn again while empty
     full:      all that is seen
     """
-    if answers is not None and modalities is not None:
-        return _kept_of(np.array([subset.mask(modalities) for subset in answers]), seen, config, generator)
+    if answers is not None:
+        return _kept_of(answers, seen, config, generator)
     kept = np.zeros_like(seen)
     for row, available in enumerate(seen):
         index = np.flatnonzero(available)
@@ -99,11 +98,11 @@ def training_batch(
     config: Config,
     step: int,
     device: torch.device,
-    answers: Sequence[ModalitySet] | None = None,
+    answers: NDArray[np.bool_] | None = None,
 ) -> Batch:
     """The batch of one step: cases, crops, subsets and augmentation all follow from (seed, step).
 
-    answers: the subsets that the network can answer, where these are not all
+    answers: Bool[S M], the subsets that the network can answer, where these are not all
     """
     train = config.train
     chosen = [cases[i] for i in cases_of_step(len(cases), train.batch_size, config.seed, step)]
@@ -111,7 +110,7 @@ def training_batch(
     size = _with_margin(train.patch) if config.augment.enabled else train.patch
     windows = [_around(draw_crop(case, train, generator), size) for case in chosen]
     seen = np.array([[name in case.images for name in modalities] for case in chosen])
-    kept = draw_kept(seen, config.sampling, random_stream(config.seed, SUBSET, step), answers, modalities)
+    kept = draw_kept(seen, config.sampling, random_stream(config.seed, SUBSET, step), answers)
     images, target = stack_windows(chosen, windows, modalities, device)
     seen_tensor = torch.from_numpy(seen).to(device)
     if config.augment.enabled:

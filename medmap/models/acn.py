@@ -59,9 +59,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
-from medmap.errors import ConfigError
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, stacked
-from medmap.models.blocks import cropped, pad_to_stride, reverse_gradient
+from medmap.models.blocks import cropped, pad_to_stride, reverse_gradient, size_named
 from medmap.models.stem import PrivateStem
 
 LEVEL = "private"
@@ -107,9 +106,7 @@ class ACN(nn.Module):
 
     def __init__(self, modalities: ModalitySet, classes: int, size: str = "tiny") -> None:
         super().__init__()
-        if size not in SIZES:
-            raise ConfigError(f"acn has no size {size!r}; expected one of {', '.join(SIZES)}")
-        shape = SIZES[size]
+        shape = size_named(SIZES, size, "acn")
         deep = shape.channels[-1]
         self.modalities = modalities
         self.classes = classes

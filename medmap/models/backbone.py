@@ -48,6 +48,13 @@ class Encoded:
         """Which latents of a level a decoder may use: the kept ones, and those that were filled in."""
         return kept | self.filled[level] if level in self.filled else kept
 
+    def own(self, kept: Bool[Tensor, "B M"]) -> Bool[Tensor, "B M"]:
+        """Which latents are still those of a sequence itself at every level: seen, and nothing put in their place."""
+        own = kept if self.seen is None else self.seen
+        for filled in self.filled.values():
+            own = own & ~filled
+        return own
+
     def with_filled(self, level: str, latents: Mapping[str, Tensor], filled: Bool[Tensor, "B M"]) -> Encoded:
         """These latents with one level replaced."""
         return replace(self, levels={**self.levels, level: latents}, filled={**self.filled, level: filled})

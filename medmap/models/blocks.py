@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
+from medmap.errors import ConfigError
 from medmap.models.backbone import Encoded, columns, encode_rows
+
+Size = TypeVar("Size")
+
+
+def size_named(sizes: Mapping[str, Size], size: str, network: str) -> Size:
+    """A network's size by name. Raises ConfigError with the list of names."""
+    if size not in sizes:
+        raise ConfigError(f"{network} has no size {size!r}; expected one of {', '.join(sizes)}")
+    return sizes[size]
 
 
 def normalise(channels: int) -> nn.Sequential:
@@ -84,14 +94,17 @@ def encode_separately(
     modalities: ModalitySet,
     strides: Mapping[str, int],
 ) -> Encoded:
-    """Every modality through an encoder of its own, image [B 1 X Y Z] → {level: [B C x y z]}, padded to the strides."""
+    """Every modality through an encoder of its own, image [B 1 X Y Z] → {level: [B C x y z]}, padded to the strides.
+
+    What was seen is noted, for losses that look at it.
+    """
     x, y, z = next(iter(images.values())).shape[2:]
     levels: dict[str, dict[str, Tensor]] = {level: {} for level in strides}
     for name, rows in columns(seen, modalities):
         image = pad_to_stride(images[name], max(strides.values()))
         for level, latent in encode_rows(encoders[name], image, rows).items():
             levels[level][name] = latent
-    return Encoded(levels, (x, y, z))
+    return Encoded(levels, (x, y, z), seen=seen)
 
 
 def mean_of_present(

@@ -62,9 +62,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
-from medmap.errors import ConfigError
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, columns, encode_rows, stacked
-from medmap.models.blocks import cropped, pad_to_stride
+from medmap.models.blocks import cropped, encode_separately, size_named
 
 Latents = Mapping[str, Tensor]
 
@@ -104,9 +103,7 @@ class MMFormer(nn.Module):
 
     def __init__(self, modalities: ModalitySet, classes: int, size: str = "tiny") -> None:
         super().__init__()
-        if size not in SIZES:
-            raise ConfigError(f"mmformer has no size {size!r}; expected one of {', '.join(SIZES)}")
-        shape = SIZES[size]
+        shape = size_named(SIZES, size, "mmformer")
         self.modalities = modalities
         self.classes = classes
         self.strides = {f"x{level}": 2 ** (level - 1) for level in range(1, 6)}
@@ -128,13 +125,7 @@ class MMFormer(nn.Module):
         return self.modalities.subsets()
 
     def encode(self, images: Mapping[str, Tensor], seen: Bool[Tensor, "B M"]) -> Encoded:
-        x, y, z = next(iter(images.values())).shape[2:]
-        stride = max(self.strides.values())
-        levels: dict[str, dict[str, Tensor]] = {level: {} for level in self.strides}
-        for name, rows in columns(seen, self.modalities):
-            for level, latent in encode_rows(self.encoders[name], pad_to_stride(images[name], stride), rows).items():
-                levels[level][name] = latent
-        return Encoded(levels, (x, y, z), seen=seen)
+        return encode_separately(self.encoders, images, seen, self.modalities, self.strides)
 
     def decode(self, encoded: Encoded, kept: Bool[Tensor, "B M"]) -> Decoded:
         fused = {
@@ -156,10 +147,7 @@ class MMFormer(nn.Module):
 
     def _separate(self, encoded: Encoded, kept: Tensor) -> dict[str, Auxiliary]:
         """Each modality's own answer, where its latents are still its own: seen, and nothing filled in."""
-        own = kept if encoded.seen is None else encoded.seen
-        for filled in encoded.filled.values():
-            own = own & ~filled
-        usable = list(columns(own, self.modalities))
+        usable = list(columns(encoded.own(kept), self.modalities))
         logits, _ = self.separate(
             {level: torch.cat([encoded.levels[level][name][rows] for name, rows in usable]) for level in self.strides}
         )

@@ -48,7 +48,7 @@ Source: Ding, Yu, Yang: RFNet, ICCV 2021, and the facts of its public code. Devi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
 
@@ -58,9 +58,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
-from medmap.errors import ConfigError
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, columns, stacked
-from medmap.models.blocks import cropped, encode_separately
+from medmap.models.blocks import cropped, encode_separately, size_named
 
 SLOPE = 0.2
 EPSILON = 1e-3
@@ -108,9 +107,7 @@ class RFNet(nn.Module):
 
     def __init__(self, modalities: ModalitySet, classes: int, size: str = "tiny") -> None:
         super().__init__()
-        if size not in SIZES:
-            raise ConfigError(f"rfnet has no size {size!r}; expected one of {', '.join(SIZES)}")
-        shape = SIZES[size]
+        shape = size_named(SIZES, size, "rfnet")
         self.modalities = modalities
         self.classes = classes
         self.channels = shape.levels()
@@ -125,10 +122,10 @@ class RFNet(nn.Module):
         return self.modalities.subsets()
 
     def encode(self, images: Mapping[str, Tensor], seen: Bool[Tensor, "B M"]) -> Encoded:
-        return replace(encode_separately(self.encoders, images, seen, self.modalities, self.strides), seen=seen)
+        return encode_separately(self.encoders, images, seen, self.modalities, self.strides)
 
     def decode(self, encoded: Encoded, kept: Bool[Tensor, "B M"]) -> Decoded:
-        own = self._supervised(encoded, kept)
+        own = encoded.own(kept) if self.training else torch.zeros_like(kept)
         present = {level: encoded.present(level, kept) for level in self.strides}
         features = {
             level: {
@@ -144,15 +141,6 @@ class RFNet(nn.Module):
         auxiliary = {**self._separate(features, own), **self._maps(maps)} if self.training else {}
         auxiliary = {name: Auxiliary(cropped(z, encoded.size), rows) for name, (z, rows) in auxiliary.items()}
         return Decoded(cropped(logits, encoded.size), auxiliary, {})
-
-    def _supervised(self, encoded: Encoded, kept: Tensor) -> Bool[Tensor, "B M"]:
-        """The sequences that are segmented by themselves: those with latents of their own at every level."""
-        if not self.training:
-            return torch.zeros_like(kept)
-        own = kept if encoded.seen is None else encoded.seen
-        for filled in encoded.filled.values():
-            own = own & ~filled
-        return own
 
     def _joined(self, features: Mapping[str, Tensor], present: Tensor) -> Float[Tensor, "B M C x y z"]:
         """One level's features in one tensor, 0 where a modality is not present."""

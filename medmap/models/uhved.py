@@ -37,7 +37,7 @@ checkpoint of 1 250 552 parameters. Deviations:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -46,9 +46,8 @@ from torch.nn import functional as F
 
 from medmap.core.gaussian import Gaussian, kl
 from medmap.core.modality import ModalitySet
-from medmap.errors import ConfigError
-from medmap.models.backbone import Decoded, Encoded, columns, encode_rows, stacked
-from medmap.models.blocks import cropped, normalise, pad_to_stride
+from medmap.models.backbone import Decoded, Encoded, columns, stacked
+from medmap.models.blocks import cropped, encode_separately, normalise, size_named
 
 LOG_VAR_LIMIT = 10.0
 """|log σ²| of an expert is at most this: standard deviations between 1/150 and 150 times the prior's."""
@@ -84,9 +83,7 @@ class UHVED(nn.Module):
 
     def __init__(self, modalities: ModalitySet, classes: int, size: str = "tiny") -> None:
         super().__init__()
-        if size not in SIZES:
-            raise ConfigError(f"uhved has no size {size!r}; expected one of {', '.join(SIZES)}")
-        shape = SIZES[size]
+        shape = size_named(SIZES, size, "uhved")
         self.modalities = modalities
         self.classes = classes
         self.strides = {f"x{level + 1}": 2**level for level in range(len(shape.channels))}
@@ -101,13 +98,8 @@ class UHVED(nn.Module):
 
     def encode(self, images: Mapping[str, Tensor], seen: Bool[Tensor, "B M"]) -> Encoded:
         """Experts of the seen sequences. In training the images themselves go along, to be reconstructed."""
-        x, y, z = next(iter(images.values())).shape[2:]
-        stride = max(self.strides.values())
-        levels: dict[str, dict[str, Tensor]] = {name: {} for name in self.strides}
-        for name, rows in columns(seen, self.modalities):
-            for level, latent in encode_rows(self.encoders[name], pad_to_stride(images[name], stride), rows).items():
-                levels[level][name] = latent
-        return Encoded(levels, (x, y, z), dict(images) if self.training else None, seen=seen)
+        encoded = encode_separately(self.encoders, images, seen, self.modalities, self.strides)
+        return replace(encoded, context=dict(images) if self.training else None)
 
     def decode(self, encoded: Encoded, kept: Bool[Tensor, "B M"]) -> Decoded:
         """Logits from the product of the kept experts: of a sample in training, of its mean otherwise."""

@@ -18,9 +18,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from medmap.core.modality import ModalitySet
-from medmap.errors import ConfigError
 from medmap.models.backbone import Auxiliary, Decoded, Encoded
-from medmap.models.blocks import DecoderLevel, EncoderLevel, cropped, encode_separately, mean_of_present, normalise
+from medmap.models.blocks import (
+    DecoderLevel,
+    EncoderLevel,
+    cropped,
+    encode_separately,
+    mean_of_present,
+    normalise,
+    size_named,
+)
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,7 @@ class UNet(nn.Module):
 
     def __init__(self, modalities: ModalitySet, classes: int, size: str = "base") -> None:
         super().__init__()
-        if size not in SIZES:
-            raise ConfigError(f"unet has no size {size!r}; expected one of {', '.join(SIZES)}")
-        shape = SIZES[size]
+        shape = size_named(SIZES, size, "unet")
         self.modalities = modalities
         self.classes = classes
         names = [f"x{level}" for level in range(1, len(shape.channels) + 1)]

@@ -29,21 +29,6 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def test_a_network_that_answers_few_subsets_is_asked_for_these_alone() -> None:
-    answers = [ModalitySet(("t1n",)), ModalitySet(("t2f",)), ModalitySet(("t1n", "t1c", "t2f"))]
-    seen = np.array([[True, True, True, True], [True, False, False, True], [False, False, False, True]] * 40)
-    kept = draw_kept(seen, SamplingConfig(), np.random.default_rng(1), answers, GLIOMA_MRI)
-    drawn = [{tuple(map(bool, row)) for row in kept[start::3]} for start in range(3)]
-    t1n, t2f, three = (tuple(map(bool, subset.mask(GLIOMA_MRI))) for subset in answers)
-    assert drawn == [{t1n, t2f, three}, {t1n, t2f}, {t2f}]
-    full = draw_kept(seen[:1], SamplingConfig(subsets="full"), np.random.default_rng(1), answers, GLIOMA_MRI)
-    assert tuple(map(bool, full[0])) == three
-    with pytest.raises(InputError, match="none of the subsets of sequences that this network answers"):
-        draw_kept(
-            np.array([[False, True, False, False]]), SamplingConfig(), np.random.default_rng(1), answers, GLIOMA_MRI
-        )
-
-
 def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -375,3 +360,17 @@ def test_many_refused_cases_are_not_all_listed(tmp_path: Path) -> None:
     store: Any = Bare()
     with pytest.raises(InputError, match=r"9 cases \(c0, c1, c2, c3, c4\) have none of the modalities t1n"):
         Patients(store, ids, GLIOMA_MRI)
+
+
+def test_a_network_that_answers_few_subsets_is_asked_for_these_alone() -> None:
+    subsets = [ModalitySet(("t1n",)), ModalitySet(("t2f",)), ModalitySet(("t1n", "t1c", "t2f"))]
+    answers = np.array([subset.mask(GLIOMA_MRI) for subset in subsets])
+    seen = np.array([[True, True, True, True], [True, False, False, True], [False, False, False, True]] * 40)
+    kept = draw_kept(seen, SamplingConfig(), np.random.default_rng(1), answers)
+    drawn = [{tuple(map(bool, row)) for row in kept[start::3]} for start in range(3)]
+    t1n, t2f, three = (tuple(map(bool, subset.mask(GLIOMA_MRI))) for subset in subsets)
+    assert drawn == [{t1n, t2f, three}, {t1n, t2f}, {t2f}]
+    full = draw_kept(seen[:1], SamplingConfig(subsets="full"), np.random.default_rng(1), answers)
+    assert tuple(map(bool, full[0])) == three
+    with pytest.raises(InputError, match="none of the subsets of sequences that this network answers"):
+        draw_kept(np.array([[False, True, False, False]]), SamplingConfig(), np.random.default_rng(1), answers)

@@ -18,6 +18,7 @@ from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.criterion import DiceCE, total_loss
 from medmap.errors import ConfigError, InputError
 from medmap.models.check import check_backbone, faults
+from medmap.models.distillation import contrastive_loss, distillation_loss
 from medmap.models.pmkl import (
     PMKL,
     SIZES,
@@ -25,8 +26,6 @@ from medmap.models.pmkl import (
     PMKLTeacher,
     _Student,
     _upsampling,
-    contrastive_loss,
-    distillation_loss,
 )
 
 FIVE = ModalitySet((*GLIOMA_MRI, "adc"))
