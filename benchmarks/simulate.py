@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from medmap.config import load_config
+from medmap.core.memory import keep_freed_memory
 from medmap.phantom import Settings, write_phantoms
 from medmap.stream import PhantomStream
 
@@ -24,6 +25,7 @@ PATIENTS = 16
 
 def main() -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()
     cores = os.cpu_count() or 1
     print(f"{cores} cores, torch {torch.__version__}")
     seconds = _streamed(cores)

@@ -51,6 +51,7 @@ from medmap.run import (
     RunLog,
     checkpoint_folder,
     find_runs,
+    read_run,
     write_run,
     write_text,
     writing,
@@ -114,7 +115,7 @@ def fit(
         _restore(run, state)
     else:
         if init is not None:
-            _start_from(init, state)
+            _start_from(init, state, config, card)
         _open_run(run, config, card, split, source, where)
         _save_last(run, state)  # or a run that stops before its first checkpoint could be neither resumed nor repeated
     criterion = DiceCE()
@@ -269,9 +270,10 @@ def check_patch(config: TrainConfig, network: AlignedSegmenter) -> None:
     """Raises ConfigError for a patch that is not a whole number of the network's strides."""
     stride = network.stride
     if any(n % stride or n < 2 * stride for n in config.patch):
+        near = [max(2, round(n / stride)) * stride for n in config.patch]
         raise ConfigError(
             f"train.patch: {list(config.patch)} does not suit the network; each side must be a multiple of {stride} "
-            f"and at least {2 * stride} voxels"
+            f"and at least {2 * stride} voxels: the nearest is {near}, the smallest that works {[2 * stride] * 3}"
         )
 
 
@@ -300,20 +302,31 @@ def _open_run(run: Path, config: Config, card: ModelCard, split: Split, source: 
         write_text(run / ENV, json.dumps(environment, indent=1))
 
 
-def _start_from(init: Path, state: _State) -> None:
+def _start_from(init: Path, state: _State, config: Config, card: ModelCard) -> None:
     found = find_runs(init)
     if len(found) > 1:
         raise CheckpointError(f"--init {init}: holds {len(found)} runs ({found[0]}, …); name one of them")
-    other = load_network(found[0], "best")
-    weights, ours = other.state_dict(), state.network.state_dict()
-    lacking = {name for name in ours.keys() - weights.keys() if not name.startswith("anchors.")}
-    unlike = [name for name, tensor in weights.items() if name not in ours or ours[name].shape != tensor.shape]
-    if lacking or unlike or other.modalities != state.network.modalities:
+    theirs, ours = _makeup(*read_run(found[0])), _makeup(config, card)
+    unlike = [f"{what} is {theirs[what]}, wanted here {ours[what]}" for what in ours if theirs[what] != ours[what]]
+    if unlike:
         raise CheckpointError(
-            f"--init {init}: weights of another network; model, modalities and label classes must be the same"
+            f"--init {init}: weights of another network: {'; '.join(unlike)}. Start from a run that has the same, or "
+            "train from the beginning without --init"
         )
+    weights = load_network(found[0], "best").state_dict()
+    if lacking := {n for n in state.network.state_dict().keys() ^ weights.keys() if not n.startswith("anchors.")}:
+        raise CheckpointError(f"--init {init}: not both networks have {', '.join(sorted(lacking)[:3])}; align the same")
     for network in (state.network, state.smoothed):
         network.load_state_dict(weights, strict=False)
+
+
+def _makeup(config: Config, card: ModelCard) -> dict[str, str]:
+    """What two runs must have in common for weights to mean the same; anchors may differ."""
+    return {
+        "model": f"{config.model.name} {config.model.size}, stem {config.model.stem}",
+        "set of modalities": " ".join(card.modalities),
+        "classes": " ".join(card.scheme.classes),
+    }
 
 
 def _save_best(run: Path, state: _State, score: float | None) -> None:

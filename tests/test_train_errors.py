@@ -26,7 +26,7 @@ from medmap import align, train
 from medmap.align import Output
 from medmap.checkpoint import load_network
 from medmap.config import Config
-from medmap.core.labels import SCHEMES
+from medmap.core.labels import SCHEMES, LabelScheme
 from medmap.core.modality import ModalitySet
 from medmap.data.layouts import recognise
 from medmap.data.store import Store, write_store
@@ -162,17 +162,18 @@ def test_a_run_that_began_from_another_resumes_from_there(store: Store, unaligne
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "sides"),
     [
-        {"model__size": "small"},
-        {"model__stem": "joint"},
-        {"data__modalities": ["t2f", "t2w"]},
+        ({"model__size": "small"}, "model is unet tiny, stem none, wanted here unet small, stem none"),
+        ({"model__name": "rfnet", "align__levels": ["x4"]}, "model is unet tiny, stem none, wanted here rfnet tiny"),
+        ({"model__stem": "joint"}, "model is unet tiny, stem none, wanted here unet tiny, stem joint"),
+        ({"data__modalities": ["t2f", "t2w"]}, "set of modalities is .*, wanted here t2w t2f"),
     ],
 )
 def test_weights_of_another_network_are_no_start(
-    store: Store, finished: Path, tmp_path: Path, changes: dict[str, Any]
+    store: Store, finished: Path, tmp_path: Path, changes: dict[str, Any], sides: str
 ) -> None:
-    with pytest.raises(CheckpointError, match=r"--init .*: weights of another network; model, modalities and label"):
+    with pytest.raises(CheckpointError, match=rf"--init .*: weights of another network: {sides}"):
         fit(config(**changes), store, tmp_path / "run", device="cpu", init=finished)
     assert not (tmp_path / "run").exists()
 
@@ -181,8 +182,16 @@ def test_weights_of_anchors_do_not_change_places(finished: Path) -> None:
     run = finished
     _, card = read_run(run)
     turned = replace(card, modalities=ModalitySet(card.modalities.names[::-1]))
-    with pytest.raises(CheckpointError, match="weights of another network; model, modalities and label classes"):
-        train._start_from(run, train._fresh(config(), turned, torch.device("cpu")))
+    with pytest.raises(CheckpointError, match="weights of another network: set of modalities is"):
+        train._start_from(run, train._fresh(config(), turned, torch.device("cpu")), config(), turned)
+
+
+def test_weights_of_other_classes_are_no_start(finished: Path) -> None:
+    _, card = read_run(finished)
+    scheme = LabelScheme("liver", ("background", "a", "b", "c"), {"a": 1, "b": 2, "c": 3})
+    liver = replace(card, scheme=scheme)
+    with pytest.raises(CheckpointError, match=r"classes is .*, wanted here background a b c"):
+        train._start_from(finished, train._fresh(config(), liver, torch.device("cpu")), config(), liver)
 
 
 def test_a_start_must_be_one_run(store: Store, tmp_path: Path) -> None:
@@ -207,7 +216,7 @@ def test_a_run_is_not_overwritten(store: Store, finished: Path) -> None:
 
 @pytest.mark.parametrize("patch", [[16, 20, 16], [8, 16, 16], [16, 16, 17]])
 def test_a_patch_must_suit_the_networks_stride(store: Store, tmp_path: Path, patch: list[int]) -> None:
-    words = rf"train.patch: \[{', '.join(map(str, patch))}\] .* multiple of 8 and at least 16 voxels"
+    words = rf"train.patch: \[{', '.join(map(str, patch))}\] .* of 8 .*: the nearest is \[16, 16, 16\]"
     with pytest.raises(ConfigError, match=words):
         fit(config(train__patch=patch), store, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()

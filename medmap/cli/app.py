@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 import medmap
 from medmap.cli import about, console, data, predict, score, train
 from medmap.cli.options import COMMON
+from medmap.core.memory import keep_freed_memory
 from medmap.errors import MedmapError
 
 OK, ERROR, USAGE, SOME_FAILED = range(4)
@@ -73,6 +74,7 @@ def everywhere(
 
 def main() -> None:
     """The console command."""
+    keep_freed_memory()
     app(prog_name="medmap")
 
 

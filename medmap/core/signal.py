@@ -146,7 +146,7 @@ def complex_noise(
         raise InputError(f"noise: found ρ = {rho}; expected a correlation between modalities of 0 to 1")
     if not own:
         raise InputError("noise: found no generator; expected one for each modality")
-    common = rho**0.5 * _channels(shape, shared)
+    common = rho**0.5 * _channels(shape, shared) if rho else torch.zeros(())
     return torch.stack([common + (1 - rho) ** 0.5 * _channels(shape, generator) for generator in own])
 
 

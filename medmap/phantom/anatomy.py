@@ -98,7 +98,7 @@ class Anatomy:
         before = (radius**3 - added).clamp(min=0).pow(1 / 3)
         # in the middle of the new tissue there was nothing: all of it comes from near the centre
         before = torch.maximum(before, 0.3 * radius)
-        yields = (self.at(self.lattice)["depth"] / 20).clamp(0, 1)
+        yields = (self.at(self.lattice, ("depth",))["depth"] / 20).clamp(0, 1)
         other._atlas_mm = self._into_atlas(points + yields * (before / radius - 1) * offset)
         return other
 
@@ -106,11 +106,13 @@ class Anatomy:
         """Where the lattice's points lie in the atlas, in MNI mm."""
         return onto(self._atlas_mm, self.lattice, lattice)
 
-    def at(self, lattice: Lattice) -> dict[str, Float[Tensor, "B 1 X Y Z"]]:
+    def at(self, lattice: Lattice, names: Sequence[str] = MAPS) -> dict[str, Float[Tensor, "B 1 X Y Z"]]:
         """The atlas' maps at a lattice's points, averaged over its voxels; see `medmap.phantom.atlas.MAPS`."""
         atlas = load_atlas(lattice.spacing_mm, lattice.start_mm.device)
-        values = sample(atlas.maps, atlas.lattice, self.atlas_mm(lattice))
-        return dict(zip(MAPS, torch.split(values, 1, dim=1), strict=True))
+        places = [MAPS.index(name) for name in names]
+        run = slice(min(places), max(places) + 1)
+        values = sample(atlas.maps[:, run], atlas.lattice, self.atlas_mm(lattice))
+        return dict(zip(MAPS[run], torch.split(values, 1, dim=1), strict=True))
 
     def tissues(self, maps: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "B 1 X Y Z"]]:
         """Shares of white, cortex, deep and csf from the atlas' maps; they sum to 1."""

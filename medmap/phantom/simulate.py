@@ -19,6 +19,7 @@ from torch import Tensor
 
 from medmap.core.box import Index3
 from medmap.core.case import Case
+from medmap.core.memory import keep_freed_memory
 from medmap.core.modality import ModalitySet
 from medmap.core.signal import bias_coefficients, complex_noise
 from medmap.errors import InputError
@@ -164,6 +165,7 @@ def simulate(
 def alone_on_its_core() -> None:
     """How a process that simulates for another one begins: one thread, and an interrupt is its parent's business."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

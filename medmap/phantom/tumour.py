@@ -26,6 +26,7 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from medmap.phantom.anatomy import Anatomy, Mass
+from medmap.phantom.atlas import SHARES
 from medmap.phantom.space import Lattice, along_axes, gaussian_matrix, onto, per_patient, smooth_field
 
 EDGE_DENSITY = 0.16
@@ -162,7 +163,7 @@ def place(
     tumours: Sequence[Tumour], anatomy: Anatomy, generators: Sequence[np.random.Generator]
 ) -> Float[Tensor, "B 3 3"]:
     """Centres of growth in mm, in deep white matter: B patients, 3 foci (those not used repeat)."""
-    maps = anatomy.at(anatomy.lattice)
+    maps = anatomy.at(anatomy.lattice, ("white", "depth", "wall"))
     x_mm, y_mm, z_mm = torch.split(anatomy.atlas_mm(anatomy.lattice), 1, dim=1)
     above = (maps["white"] > 0.6) & (maps["depth"] > 9) & (maps["wall"] > 4) & (z_mm > -12)
     below = (maps["white"] > 0.5) & (maps["depth"] > 6) & (maps["wall"] > 2)
@@ -196,7 +197,7 @@ def grow(
     """Let each tumour grow until it has reached its volume, on a lattice of 3 mm over the part of the head round it."""
     slack = torch.tensor(CUBE_SLACK_MM, device=foci.device)
     lattice = _cube(foci[:, 0].clamp(-slack, slack), GROWTH_MM, GROWTH_CUBE)
-    tissues = anatomy.tissues(maps := anatomy.at(lattice))
+    tissues = anatomy.tissues(maps := anatomy.at(lattice, (*SHARES, "depth")))
     grey = 1 / per_patient([t.grey_ratio for t in tumours], foci)
     above = torch.sigmoid((anatomy.atlas_mm(lattice)[:, 2:] + 22) / 4)
     own_side = torch.where(per_patient([t.below_tentorium for t in tumours], foci) > 0, 1 - above, above)
@@ -232,7 +233,7 @@ def outline(
 ) -> Outlines:
     """Compartments of exactly the drawn volumes: the points of largest density, deepest core, outermost rim."""
     lattice = Lattice(grown.lattice.start_mm, OUTLINE_MM, (OUTLINE_CUBE,) * 3)
-    tissues = anatomy.tissues(maps := anatomy.at(lattice))
+    tissues = anatomy.tissues(maps := anatomy.at(lattice, (*SHARES, "depth", "wall")))
     wide, fine = smooth_field(lattice, 16.0, generators), smooth_field(lattice, 6.0, generators)
     core_wide, core_fine = smooth_field(lattice, 20.0, generators), smooth_field(lattice, 7.0, generators)
     sector = smooth_field(lattice, 18.0, generators)

@@ -220,3 +220,9 @@ def test_a_drawn_head_is_the_same_for_the_same_stream_and_within_bounds() -> Non
     assert (sizes <= 1.02).all()
     assert np.abs([head.turn_rad for head in heads]).max() <= 0.12
     assert all(0 <= head.atrophy <= 2 and -1.5 <= head.ventricle_mm <= 6 for head in heads)
+
+
+def test_some_maps_are_the_same_as_among_all() -> None:
+    anatomy = _anatomy(STILL)
+    every, some = anatomy.at(COARSE), anatomy.at(COARSE, ("wall", "depth"))
+    assert all(torch.equal(some[name], every[name]) for name in some)

@@ -67,7 +67,7 @@ class Made:
     def __init__(self, tissue: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> None:
         self.tissue = tissue
 
-    def at(self, lattice: Lattice) -> dict[str, torch.Tensor]:
+    def at(self, lattice: Lattice, names: Sequence[str] = ()) -> dict[str, torch.Tensor]:
         points = lattice.points()
         return {"points": points, "depth": 60 - points.norm(dim=1, keepdim=True)}
 
