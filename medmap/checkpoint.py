@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from medmap.align import AlignedSegmenter, build_segmenter
+from medmap.align import AlignedSegmenter, build_segmenter, placed
 from medmap.errors import CheckpointError
 from medmap.run import CHECKPOINTS, STATE, checkpoint_folder, read_run, writing
 
@@ -36,7 +36,7 @@ def load_network(run: Path, which: str = "best", device: str | torch.device = "c
     network = build_segmenter(config.model, config.align, card.modalities, len(card.scheme.classes))
     smoothed = folder / "ema.safetensors"
     load_weights(network, smoothed if smoothed.is_file() else folder / "model.safetensors")
-    return network.to(device).eval()
+    return placed(network, torch.device(device)).eval()
 
 
 def load_weights(network: torch.nn.Module, file: Path) -> None:

@@ -28,7 +28,7 @@ from medmap.core.metrics import postprocess
 from medmap.core.modality import ModalitySet
 from medmap.data.preprocess import prepare_case, restore
 from medmap.errors import CheckpointError, InputError
-from medmap.models.backbone import Encoded
+from medmap.models.backbone import Encoded, blank
 from medmap.run import ModelCard, find_runs, read_run
 
 Flip = tuple[int, ...]
@@ -287,7 +287,7 @@ def _on_box(latents: SequenceLatents, level: str, stride: int, box: Box, flip: F
         for axis, (a, b, n) in enumerate(zip(place.start, place.stop, box.shape, strict=True))
     ]
     x, y, z = (slice(a // stride, b // stride) for a, b in mirrored)
-    canvas = latent.new_zeros((*latent.shape[:2], *(n // stride for n in box.shape)))
+    canvas = blank(latent, (*latent.shape[:2], *(n // stride for n in box.shape)))
     canvas[:, :, x, y, z] = latent
     return canvas
 

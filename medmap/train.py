@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import medmap
-from medmap.align import AlignedSegmenter, Output, build_segmenter
+from medmap.align import AlignedSegmenter, Output, build_segmenter, placed
 from medmap.checkpoint import (
     flatten_optimizer,
     load_network,
@@ -250,7 +250,8 @@ def subset_dice(
 
 
 def _fresh(config: Config, card: ModelCard, device: torch.device) -> _State:
-    network = build_segmenter(config.model, config.align, card.modalities, len(card.scheme.classes)).to(device)
+    network = build_segmenter(config.model, config.align, card.modalities, len(card.scheme.classes))
+    network = placed(network, device)
     smoothed = copy.deepcopy(network).requires_grad_(False).eval()
     return _State(network, smoothed, _optimizer(config.train, network))
 

@@ -6,6 +6,7 @@ they stand in one place, as the method does in align.py.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise, product
@@ -29,6 +30,7 @@ from medmap.align import (
     build_anchor,
     build_segmenter,
     fill_absent,
+    placed,
 )
 from medmap.config import AlignConfig, ModelConfig
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
@@ -567,3 +569,19 @@ def test_the_published_stem_can_be_asked_for() -> None:
 
 def test_the_coarsest_stride_is_known() -> None:
     assert segmenter("joint").stride == 2
+
+
+def test_on_a_cpu_weights_are_laid_out_as_the_normalisation_likes_them() -> None:
+    """Outputs are the same but for rounding; a network whose normalisation would copy stays as it is."""
+    torch.manual_seed(0)
+    plain = build_segmenter(ModelConfig(size="tiny"), AlignConfig(), GLIOMA_MRI, 4).eval()
+    fast = placed(copy.deepcopy(plain), torch.device("cpu"))
+    kernel = fast.backbone.decoder["x1"].merge[0].weight
+    assert kernel.is_contiguous(memory_format=torch.channels_last_3d)
+    assert not kernel.is_contiguous()
+    images, kept = torch.randn(2, 4, 16, 16, 16), torch.tensor([[True, False, True, True], [False, False, True, False]])
+    torch.testing.assert_close(fast(images, kept, kept).logits, plain(images, kept, kept).logits, atol=1e-4, rtol=1e-3)
+    grouped = placed(
+        build_segmenter(ModelConfig(name="acn", size="tiny"), AlignConfig(), GLIOMA_MRI, 4), torch.device("cpu")
+    )
+    assert all(weights.is_contiguous() for weights in grouped.parameters())

@@ -10,7 +10,7 @@ unable to move the logits. `medmap.models.check.check_backbone` holds a network 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -138,14 +138,20 @@ def encode_rows(
     """
     if bool(rows.all()):
         return dict(module(image))
-    index = rows.nonzero().squeeze(1)
-    some = module(image.index_select(0, index))
-    return {
-        level: torch.zeros((len(image), *latent.shape[1:]), dtype=latent.dtype, device=latent.device).index_copy(
-            0, index, latent
-        )
-        for level, latent in some.items()
-    }
+    some = module(image.index_select(0, rows.nonzero().squeeze(1)))
+    return {level: _among_zeros(latent, rows) for level, latent in some.items()}
+
+
+def _among_zeros(latent: Float[Tensor, "b *any"], rows: Bool[Tensor, " B"]) -> Float[Tensor, "B *any"]:
+    there, none = iter(latent.split(1)), blank(latent, (1, *latent.shape[1:]))
+    return torch.cat([next(there) if row else none for row in rows.tolist()])
+
+
+def blank(latent: Tensor, shape: Sequence[int]) -> Tensor:
+    """Zeros of another shape, of the kind of a latent and with its layout in memory."""
+    last = latent.ndim == 5 and not latent.is_contiguous()
+    layout = torch.channels_last_3d if last else torch.contiguous_format
+    return torch.empty(tuple(shape), dtype=latent.dtype, device=latent.device, memory_format=layout).zero_()
 
 
 def stacked(latents: Mapping[str, Tensor], modalities: ModalitySet) -> Float[Tensor, "B M C x y z"]:

@@ -63,7 +63,7 @@ from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, columns, encode_rows, stacked
-from medmap.models.blocks import cropped, encode_separately, size_named
+from medmap.models.blocks import cropped, encode_separately, instance_norm, size_named
 
 Latents = Mapping[str, Tensor]
 
@@ -174,7 +174,7 @@ class _Normalise(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.instance_norm(x)
+        y = instance_norm(x)
         norm = torch.linalg.vector_norm(y.detach(), dim=(2, 3, 4), keepdim=True, dtype=torch.float32)
         varied: Tensor = norm.square() > 1e-3 * y[0, 0].numel()
         return y * varied

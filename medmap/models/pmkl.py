@@ -58,7 +58,7 @@ from torch.nn import functional as F
 from medmap.core.modality import ModalitySet
 from medmap.errors import ConfigError, InputError
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, Term, columns, encode_rows, stacked
-from medmap.models.blocks import cropped, encode_separately, mean_of_present, pad_to_stride, size_named
+from medmap.models.blocks import InstanceNorm, cropped, encode_separately, mean_of_present, pad_to_stride, size_named
 from medmap.models.distillation import contrastive_loss, distillation_loss
 
 IMAGE, TEACHER = "image", "teacher"
@@ -298,7 +298,7 @@ def _conv(before: int, channels: int, kernel: int = 3, stride: int = 1) -> nn.Co
 
 
 def _activation(channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.InstanceNorm3d(channels, affine=True), nn.LeakyReLU(0.2, inplace=True))
+    return nn.Sequential(InstanceNorm(channels), nn.LeakyReLU(0.2, inplace=True))
 
 
 def _upsampling(below: int, channels: int, light: bool) -> nn.Sequential:
@@ -361,7 +361,7 @@ class _Attention(nn.Module):
         super().__init__()
         self.attend = nn.Sequential(
             _conv(modalities * channels, modalities, kernel=1 if light else 3),
-            nn.InstanceNorm3d(modalities, affine=True),
+            InstanceNorm(modalities),
             nn.Sigmoid(),
         )
         self.fuse = nn.Sequential(_conv(modalities * channels, channels, kernel=1), _activation(channels))

@@ -59,7 +59,7 @@ from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, columns, stacked
-from medmap.models.blocks import cropped, encode_separately, size_named
+from medmap.models.blocks import cropped, encode_separately, instance_norm, size_named
 
 SLOPE = 0.2
 EPSILON = 1e-3
@@ -164,7 +164,7 @@ class RFNet(nn.Module):
 
 def activated(x: Tensor) -> Tensor:
     """Instance normalisation without parameters, then LeakyReLU(0.2)."""
-    return F.leaky_relu(F.instance_norm(x, eps=EPSILON), SLOPE, inplace=True)
+    return F.leaky_relu(instance_norm(x, eps=EPSILON), SLOPE, inplace=True)
 
 
 def features_of(latent: Float[Tensor, "B D x y z"], channels: int) -> Float[Tensor, "B C x y z"]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from medmap.core.modality import ModalitySet
 from medmap.errors import ConfigError
 from medmap.models.backbone import columns, encode_rows, stacked
+from medmap.models.blocks import InstanceNorm
 
 
 class JointStem(nn.Module):
@@ -89,7 +90,7 @@ def _blocks(widths: tuple[int, ...], published: bool) -> list[nn.Module]:
         if published:
             layers += [nn.BatchNorm3d(after), nn.ReLU()]
         elif index < last:
-            layers += [nn.InstanceNorm3d(after, affine=True), nn.ReLU()]
+            layers += [InstanceNorm(after), nn.ReLU()]
     return layers
 
 

@@ -7,7 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medmap.models.blocks import DecoderLevel, EncoderLevel, cropped, normalise, pad_to_stride, reverse_gradient
+from medmap.core.modality import ModalitySet
+from medmap.models.backbone import encode_rows
+from medmap.models.blocks import (
+    DecoderLevel,
+    EncoderLevel,
+    cropped,
+    instance_norm,
+    mean_of_present,
+    normalise,
+    pad_to_stride,
+    reverse_gradient,
+)
 
 sizes = st.tuples(*[st.integers(1, 12)] * 3)
 
@@ -66,3 +77,46 @@ def test_a_reversal_of_strength_zero_stops_the_gradient() -> None:
     x = torch.randn(4, requires_grad=True)
     reverse_gradient(x, 0.0).sum().backward()
     assert not x.grad.any()
+
+
+# ---- channels last -----------------------------------------------------------------------------------------------
+
+LAST = torch.channels_last_3d
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_instance_normalisation_is_the_same_in_either_layout_forwards_and_backwards(samples: int) -> None:
+    x, upstream = torch.randn(2, samples, 5, 6, 7, 8) * 3 + 2
+    scale, shift = torch.randn(2, 5, requires_grad=True)
+    found = []
+    for layout in (torch.contiguous_format, LAST):
+        own = x.to(memory_format=layout, copy=True).requires_grad_()
+        y = instance_norm(own, scale, shift)
+        assert y.is_contiguous(memory_format=layout)
+        gradients = torch.autograd.grad(y, (own, scale, shift), upstream)
+        assert gradients[0].is_contiguous(memory_format=layout)
+        found.append((y, *gradients))
+    torch.testing.assert_close(found[0], found[1], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, LAST])
+def test_a_mean_of_what_is_present_and_its_gradient(layout: torch.memory_format) -> None:
+    modalities = ModalitySet(("t1n", "t1c", "t2w"))
+    present = torch.tensor([[True, False, True], [False, True, False]])
+    latents = {name: torch.randn(2, 4, 3, 4, 5).to(memory_format=layout).requires_grad_() for name in modalities}
+    mean = mean_of_present(latents, present, modalities)
+    plain = torch.stack([(latents["t1n"][0] + latents["t2w"][0]) / 2, latents["t1c"][1]])
+    torch.testing.assert_close(mean, plain)
+    assert mean.is_contiguous(memory_format=layout)
+    upstream, leaves = torch.randn_like(mean), tuple(latents.values())
+    assert_same = torch.testing.assert_close
+    assert_same(torch.autograd.grad(mean, leaves, upstream), torch.autograd.grad(plain, leaves, upstream))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, LAST])
+def test_rows_that_are_worked_out_lie_among_zeros_as_they_were_laid_out(layout: torch.memory_format) -> None:
+    image, rows = torch.randn(3, 2, 4, 4, 4), torch.tensor([False, True, True])
+    level = encode_rows(lambda x: {"x1": 2 * x.to(memory_format=layout)}, image, rows)["x1"]
+    assert torch.equal(level[1:], 2 * image[1:])
+    assert not level[0].any()
+    assert level.is_contiguous(memory_format=layout)
