@@ -231,10 +231,12 @@ class PredictConfig(_Section):
     """How masks are made.
 
     mirror:  axes (0 = left-right, 1 = front-back, 2 = bottom-top) whose flips are averaged at test time
+    memory_gb: what one pass over a patient may take, by estimate; beyond it, windows of ``train.patch`` voxels
     et_min_ml: enhancing tumour below this volume is reported as none in the post-processed masks
     """
 
     mirror: tuple[Annotated[int, Field(ge=0, le=2)], ...] = ()
+    memory_gb: Positive = 4.0
     et_min_ml: Annotated[float, Field(ge=0)] = 0.5
 
 

@@ -1,7 +1,7 @@
 """Subsets × patients: every subset of the sequences that each patient has, scored against the truth.
 
-Every sequence of a patient is encoded once; each subset is decoded from these latents (`medmap.predict`). What becomes
-of the numbers: `medmap.scores`.
+Every sequence of a patient is encoded once; each subset is decoded from these latents (`medmap.inference`). What
+becomes of the numbers: `medmap.scores`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from medmap.core.metrics import convention_named
 from medmap.core.modality import ModalitySet
 from medmap.data.store import Store
 from medmap.errors import CheckpointError, InputError
-from medmap.predict import Predictor, SubsetAnswer, answerable
+from medmap.inference import SubsetAnswer
+from medmap.predict import Predictor, answerable
 from medmap.run import ENV, SPLITS, find_runs, read_run
 from medmap.scores import Progress, Score, score_classes, write_scores
 

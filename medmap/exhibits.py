@@ -21,7 +21,8 @@ from medmap.core.metrics import dice
 from medmap.core.modality import ModalitySet
 from medmap.data.store import Store
 from medmap.evaluate import class_map, on_common_box, read_splits
-from medmap.predict import Predictor, encode_alone
+from medmap.inference import encode_alone
+from medmap.predict import Predictor
 from medmap.run import read_run
 from medmap.scores import CLEANED, TABLE, read_scores
 

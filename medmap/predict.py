@@ -1,110 +1,23 @@
-"""Weights + patient → masks, from any subset of sequences.
-
-Every sequence is encoded once, on its own brain box snapped to the network's stride; a subset is decoded on the union
-of its members' boxes. What a subset's answer depends on is therefore exactly its members: taking a file away and
-declaring it missing are the same computation.
-"""
+"""Weights + patient → masks, from any subset of sequences; see `medmap.inference` for how."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from medmap.align import AlignedSegmenter
 from medmap.card import SHIPPED
 from medmap.checkpoint import load_network
-from medmap.core.box import Box
 from medmap.core.case import Case, Prediction, Prepared
 from medmap.core.metrics import postprocess
 from medmap.core.modality import ModalitySet
 from medmap.data.preprocess import prepare_case, restore
 from medmap.errors import CheckpointError, InputError
-from medmap.models.backbone import Encoded, blank
+from medmap.inference import SubsetAnswer, Windows, answer_subsets, network_device
 from medmap.run import ModelCard, find_runs, read_run
-
-Flip = tuple[int, ...]
-"""Axes that are mirrored: 0 left-right, 1 front-back, 2 bottom-top."""
-
-
-class SubsetAnswer(NamedTuple):
-    """Class probabilities Float32[K X Y Z] of one subset on a box of the common grid; outside it is background."""
-
-    subset: ModalitySet
-    box: Box
-    probabilities: NDArray[np.float32]
-
-    def on_grid(self, shape: tuple[int, int, int]) -> NDArray[np.float32]:
-        """The probabilities on the whole common grid, background where no member of the subset has brain."""
-        full = np.zeros((len(self.probabilities), *shape), np.float32)
-        full[0] = 1
-        cut = self.box.within(shape)
-        full[(slice(None), *cut.slices)] = self.probabilities[(slice(None), *cut.relative_to(self.box.start).slices)]
-        return full
-
-
-@dataclass(frozen=True)
-class SequenceLatents:
-    """One sequence, encoded: {level: [1 C x y z]} on its own box."""
-
-    box: Box
-    levels: dict[str, Tensor]
-
-
-def answer_subsets(
-    network: AlignedSegmenter,
-    prepared: Prepared,
-    subsets: Iterable[ModalitySet],
-    *,
-    mirror: Sequence[int] = (),
-    precision: str = "fp32",
-) -> Iterator[SubsetAnswer]:
-    """Class probabilities of a patient for each subset of sequences, one after the other.
-
-    network:   in evaluation mode
-    subsets:   of the sequences the patient has
-    mirror:    axes; the mean over all 2^n flips is taken
-    precision: fp32 | bf16 (autocast)
-
-    Raises InputError for a subset with a sequence the patient does not have, or the network does not know.
-    """
-    subsets = list(subsets)
-    for subset in subsets:
-        absent = [name for name in subset if name not in prepared.images]
-        unknown = [name for name in subset if name not in network.modalities]
-        if absent or unknown:
-            raise InputError(
-                f"case {prepared.id}: asked for {subset}, but {', '.join(absent or unknown)} is "
-                f"{'missing' if absent else 'unknown to the model'}; "
-                f"there are {', '.join(prepared.images if absent else network.modalities)}"
-            )
-    device = network_device(network)
-    flips = [f for size in range(len(mirror) + 1) for f in combinations(sorted(set(mirror)), size)]
-    needed = [name for name in network.modalities if any(name in subset for subset in subsets)]
-    encoded: dict[Flip, dict[str, SequenceLatents]] = {}
-    if network.separable:
-        with torch.inference_mode(), autocast(device, precision):
-            encoded = {f: {name: encode_alone(network, prepared, name, f) for name in needed} for f in flips}
-    for subset in subsets:
-        box = Box.union(_network_box(network, prepared, name) for name in subset)
-        # Contexts are left before each yield: a generator that sleeps inside one would leave it on for its caller.
-        with torch.inference_mode(), autocast(device, precision):
-            total = torch.zeros((), device=device)
-            for flip in flips:
-                if network.separable:
-                    logits = _decode_together(network, encoded[flip], subset, box, flip)
-                else:
-                    logits = _encode_and_decode(network, prepared, subset, box, flip, device)
-                total = total + logits.float().softmax(dim=1).flip(_axes(flip))
-        yield SubsetAnswer(subset, box, (total / len(flips))[0].cpu().numpy())
 
 
 def answerable(networks: Sequence[AlignedSegmenter], names: Iterable[str]) -> list[ModalitySet]:
@@ -112,11 +25,6 @@ def answerable(networks: Sequence[AlignedSegmenter], names: Iterable[str]) -> li
     supported = [{str(subset) for subset in network.backbone.supported_subsets()} for network in networks]
     known = networks[0].modalities.pick(name for name in names if name in networks[0].modalities)
     return [subset for subset in known.subsets() if all(str(subset) in theirs for theirs in supported)]
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """bf16 autocast, or nothing."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -160,6 +68,7 @@ class Predictor:
         mirror: Sequence[int] = (),
         precision: str = "auto",
         et_min_ml: float = 0.5,
+        windows: Windows | None = None,
     ) -> None:
         self.networks = tuple(networks)
         self.card = card
@@ -167,6 +76,7 @@ class Predictor:
         self.device = network_device(networks[0])
         self.precision = resolve_precision(precision, self.device)
         self.et_min_ml = float(et_min_ml)
+        self.windows = windows
 
     @classmethod
     def load(
@@ -188,14 +98,21 @@ class Predictor:
                 )
         networks = [load_network(run, which, resolve_device(device)) for run in runs]
         return cls(
-            networks, card, mirror=config.predict.mirror, precision=precision, et_min_ml=config.predict.et_min_ml
+            networks,
+            card,
+            mirror=config.predict.mirror,
+            precision=precision,
+            et_min_ml=config.predict.et_min_ml,
+            windows=Windows(config.predict.memory_gb, config.train.patch),
         )
 
     def answers(self, prepared: Prepared, subsets: Iterable[ModalitySet]) -> Iterator[SubsetAnswer]:
         """Class probabilities on the common grid, subset by subset: the mean over the networks."""
         subsets = list(subsets)
         streams = [
-            answer_subsets(network, prepared, subsets, mirror=self.mirror, precision=self.precision)
+            answer_subsets(
+                network, prepared, subsets, mirror=self.mirror, precision=self.precision, windows=self.windows
+            )
             for network in self.networks
         ]
         for several in zip(*streams, strict=True):
@@ -240,72 +157,3 @@ class Predictor:
         if probabilities:
             regions = {r: native[list(self.card.scheme.members(r))].sum(axis=0) for r in self.card.scheme.regions}
         return Prediction(case.id, case.grid, classes, used.names, regions, notes)
-
-
-def _network_box(network: AlignedSegmenter, prepared: Prepared, name: str) -> Box:
-    """A sequence's brain box on the network's lattice, at least two strides wide."""
-    box = prepared.images[name].box.snapped(network.stride)
-    stop = [max(b, a + 2 * network.stride) for a, b in zip(box.start, box.stop, strict=True)]
-    return Box(box.start, (stop[0], stop[1], stop[2]))
-
-
-def encode_alone(network: AlignedSegmenter, prepared: Prepared, name: str, flip: Flip = ()) -> SequenceLatents:
-    """One sequence of a patient through its own encoder, on its own brain box (a separable network)."""
-    device = network_device(network)
-    box = _network_box(network, prepared, name)
-    encoded = network.encode({name: _image(prepared, name, box, flip, device)}, _mask(network, [name], device))
-    return SequenceLatents(box, {level: encoded.levels[level][name] for level in network.backbone.strides})
-
-
-def _decode_together(
-    network: AlignedSegmenter, latents: dict[str, SequenceLatents], subset: ModalitySet, box: Box, flip: Flip
-) -> Tensor:
-    levels = {
-        level: {name: _on_box(latents[name], level, stride, box, flip) for name in subset}
-        for level, stride in network.backbone.strides.items()
-    }
-    kept = _mask(network, subset, network_device(network))
-    return network.decode(Encoded(levels, box.shape), kept).logits
-
-
-def _encode_and_decode(
-    network: AlignedSegmenter, prepared: Prepared, subset: ModalitySet, box: Box, flip: Flip, device: torch.device
-) -> Tensor:
-    images = {name: _image(prepared, name, box, flip, device) for name in subset}
-    kept = _mask(network, subset, device)
-    return network.decode(network.encode(images, kept), kept).logits
-
-
-def _on_box(latents: SequenceLatents, level: str, stride: int, box: Box, flip: Flip) -> Tensor:
-    """A sequence's latents of one level on a larger box: zeros where the sequence has no brain."""
-    latent = latents.levels[level]
-    if latents.box == box:
-        return latent
-    place = latents.box.relative_to(box.start)
-    mirrored = [
-        (n - b, n - a) if axis in flip else (a, b)
-        for axis, (a, b, n) in enumerate(zip(place.start, place.stop, box.shape, strict=True))
-    ]
-    x, y, z = (slice(a // stride, b // stride) for a, b in mirrored)
-    canvas = blank(latent, (*latent.shape[:2], *(n // stride for n in box.shape)))
-    canvas[:, :, x, y, z] = latent
-    return canvas
-
-
-def _image(prepared: Prepared, name: str, box: Box, flip: Flip, device: torch.device) -> Tensor:
-    image = torch.from_numpy(prepared.images[name].window(box).astype(np.float32))
-    return image[None, None].flip(_axes(flip)).to(device)
-
-
-def _mask(network: AlignedSegmenter, names: Iterable[str], device: torch.device) -> Tensor:
-    present = set(names)
-    return torch.tensor([[name in present for name in network.modalities]], device=device)
-
-
-def _axes(flip: Flip) -> list[int]:
-    return [axis + 2 for axis in flip]
-
-
-def network_device(network: AlignedSegmenter) -> torch.device:
-    """Where a network's weights are."""
-    return next(network.parameters()).device

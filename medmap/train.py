@@ -41,7 +41,8 @@ from medmap.data.source import Source
 from medmap.data.splits import Split, choose_split
 from medmap.errors import CheckpointError, ConfigError, DivergenceError
 from medmap.evaluate import on_common_box
-from medmap.predict import answer_subsets, answerable, resolve_device, resolve_precision
+from medmap.inference import answer_subsets
+from medmap.predict import answerable, resolve_device, resolve_precision
 from medmap.run import (
     ENV,
     LOG,

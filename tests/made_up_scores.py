@@ -19,7 +19,7 @@ from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.data.layouts import recognise
 from medmap.data.nifti import write_volume
 from medmap.data.store import Store, write_store
-from medmap.predict import SubsetAnswer
+from medmap.inference import SubsetAnswer
 from medmap.run import ENV, SPLITS, ModelCard, write_run
 from medmap.scores import Score
 

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from made_up_network import bright_voxels, made_up_prepared, mirrored, tiny_network
 from torch import Tensor
 from torch.nn import functional as F
 
+from medmap import inference
 from medmap.align import AlignedSegmenter
 from medmap.checkpoint import save_checkpoint
 from medmap.config import AlignConfig, Config, ModelConfig, parse_config
@@ -23,8 +26,10 @@ from medmap.core.metrics import postprocess
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.data.preprocess import prepare_case, restore
 from medmap.errors import CheckpointError, InputError
+from medmap.inference import SubsetAnswer, Windows, answer_subsets, bytes_per_voxel, network_device
+from medmap.models.backbone import Decoded, Encoded
 from medmap.phantom import Settings, simulate
-from medmap.predict import Predictor, SubsetAnswer, answer_subsets, network_device, resolve_device, resolve_precision
+from medmap.predict import Predictor, resolve_device, resolve_precision
 from medmap.run import ModelCard, write_run
 
 GLIOMA = SCHEMES["brats2023"]
@@ -549,3 +554,107 @@ def test_a_patient_is_answered_from_the_largest_subset_that_the_network_answers(
     assert (pair.used, one.used, one.notes) == (("t2w",), ("t2w",), ())
     assert pair.notes == ("t2f not used: the model has no answer from all of t2w+t2f",)
     np.testing.assert_array_equal(pair.classes, one.classes)
+
+
+# ---- window by window --------------------------------------------------------------------------------------------
+
+SMALL = Windows(memory_gb=1e-9, size=(16, 16, 16))
+"""No pass fits into a byte."""
+
+
+@pytest.mark.parametrize("name", [*SEPARABLE, "joint stem"])
+def test_by_windows_too_what_is_not_asked_for_might_as_well_not_exist(
+    networks: dict[str, AlignedSegmenter], prepared: Prepared, name: str
+) -> None:
+    network, subsets = networks[name], ALL[1::3]
+    for subset, found in zip(subsets, answers(network, prepared, subsets, windows=SMALL), strict=True):
+        assert same(found, answer(network, with_only(prepared, subset), subset, windows=SMALL)), subset
+        assert same(found, answer(network, with_others_changed(prepared, subset), subset, windows=SMALL)), subset
+        assert found.box == answer(network, prepared, subset).box
+        np.testing.assert_allclose(found.probabilities.sum(axis=0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("mirror", [(), (0, 2)])
+def test_windows_of_a_network_that_looks_at_single_voxels_say_what_one_pass_says(
+    prepared: Prepared, mirror: tuple[int, ...]
+) -> None:
+    network = AlignedSegmenter(Voxelwise(), None, {}).eval()
+    for subset in ALL[::4]:
+        whole, parts = (answer(network, prepared, subset, mirror=mirror, windows=w) for w in (None, SMALL))
+        inside = np.zeros(whole.box.shape, dtype=bool)
+        for member in subset:
+            inside[prepared.images[member].box.snapped(STRIDE).relative_to(whole.box.start).slices] = True
+        np.testing.assert_allclose(parts.probabilities[:, inside], whole.probabilities[:, inside], atol=1e-6)
+
+
+def test_one_window_round_everything_is_one_pass(plain: AlignedSegmenter) -> None:
+    cube = made_up_prepared({name: Box((0, 0, 0), (32, 32, 32)) for name in GLIOMA_MRI})
+    whole, window = (answer(plain, cube, ALL[5], windows=w) for w in (None, Windows(1e-9, (32, 32, 32))))
+    np.testing.assert_allclose(window.probabilities, whole.probabilities, atol=1e-6)
+
+
+def test_windows_are_taken_where_a_pass_is_too_large_and_nowhere_else(
+    plain: AlignedSegmenter, prepared: Prepared
+) -> None:
+    whole = answer(plain, prepared, GLIOMA_MRI)
+    needed_gb = np.prod(whole.box.shape) * bytes_per_voxel(plain, len(GLIOMA_MRI)) / 1e9
+    assert same(whole, answer(plain, prepared, GLIOMA_MRI, windows=Windows(1.01 * needed_gb, (16, 16, 16))))
+    assert not same(whole, answer(plain, prepared, GLIOMA_MRI, windows=Windows(0.99 * needed_gb, (16, 16, 16))))
+    flipped = answer(plain, prepared, GLIOMA_MRI, mirror=(0,))
+    again = answer(plain, prepared, GLIOMA_MRI, mirror=(0,), windows=Windows(1.01 * needed_gb, (16, 16, 16)))
+    assert not same(flipped, again)  # the latents of both flips are held
+
+
+@given(st.tuples(*[st.integers(-20, 60)] * 3), st.tuples(*[st.integers(1, 50)] * 3), st.sampled_from([16, 24, 40]))
+def test_windows_cover_a_box_and_lie_on_a_lattice_that_is_fixed(
+    start: tuple[int, int, int], extent: tuple[int, int, int], edge: int
+) -> None:
+    windows = Windows(1.0, (edge, edge, 16))
+    box = Box(start, Box((0, 0, 0), extent).shifted(start).stop)
+    covered = np.zeros(extent, dtype=int)
+    for window in windows.over(box, STRIDE):
+        steps = (edge // 2 // STRIDE * STRIDE, edge // 2 // STRIDE * STRIDE, STRIDE)
+        assert all(a % step == 0 for a, step in zip(window.start, steps, strict=True))
+        covered[tuple(slice(max(part.start, 0), part.stop) for part in window.relative_to(start).slices)] += 1
+        assert all(b - a == n for a, b, n in zip(window.start, window.stop, windows.size, strict=True))
+    assert covered.min() >= 1
+
+
+def test_an_estimate_grows_with_what_is_held(plain: AlignedSegmenter) -> None:
+    one, four = (bytes_per_voxel(plain, encodings) for encodings in (1, 4))
+    latents = sum(channels / 8**level for level, channels in enumerate((8, 16, 32, 48)))  # per voxel of the image
+    assert four - one == pytest.approx(inference.ROOM * 3 * 4 * latents)
+    assert bytes_per_voxel(plain, 4, "bf16") < four
+
+
+def test_what_lives_at_a_time_is_counted() -> None:
+    with inference._Counted() as counted:
+        kept = torch.zeros(1000)
+        for _ in range(5):
+            torch.zeros(2000)
+        one = kept[:10]  # the same memory
+    assert counted.most == 4 * 3000
+    assert one.numel() == 10
+
+
+class Voxelwise(torch.nn.Module):
+    """A backbone whose answer in a voxel depends on that voxel alone."""
+
+    modalities, classes, strides, separable = GLIOMA_MRI, 4, {"x1": 1, "x2": STRIDE}, True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = torch.nn.Conv3d(4, 4, 1)
+
+    def supported_subsets(self) -> list[ModalitySet]:
+        return self.modalities.subsets()
+
+    def encode(self, images: dict[str, Tensor], seen: Tensor) -> Encoded:
+        coarse = {name: F.avg_pool3d(image, STRIDE) for name, image in images.items()}
+        size = next(iter(images.values())).shape[2:]
+        return Encoded({"x1": dict(images), "x2": coarse}, tuple(size))
+
+    def decode(self, encoded: Encoded, kept: Tensor) -> Decoded:
+        images = encoded.levels["x1"]
+        none = torch.zeros_like(next(iter(images.values())))
+        return Decoded(self.mix(torch.cat([images.get(name, none) for name in self.modalities], dim=1)), {}, {})

@@ -1,0 +1,376 @@
+"""A patient's latents, and every subset of sequences decoded from them: in one pass, or window by window.
+
+Every sequence is encoded once, on its own brain box snapped to the network's stride; a subset is decoded on the union
+of its members' boxes. What a subset's answer depends on is therefore exactly its members: taking a file away and
+declaring it missing are the same computation.
+
+Where one pass would need more memory than allowed, windows do it: half a window apart, on a lattice that is fixed on
+the patient's grid and so depends on no sequence, their answers averaged with weights that fall off from the middle::
+
+    w(v) = exp(−½ Σ_axis ((v − (n − 1)/2) / (n/8))²)        v: voxel of a window of n voxels
+
+In each window every sequence is encoded once for all subsets, on the part of its own box that lies there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import accumulate, combinations, product
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from medmap.align import AlignedSegmenter
+from medmap.core.box import Box, Index3
+from medmap.core.case import Prepared
+from medmap.core.modality import ModalitySet
+from medmap.errors import InputError
+from medmap.models.backbone import Encoded, blank
+
+Flip = tuple[int, ...]
+"""Axes that are mirrored: 0 left-right, 1 front-back, 2 bottom-top."""
+
+WEIGHT_SIGMA = 1 / 8
+"""Standard deviation of a window's weights, in window edges."""
+
+PROBE_VOXELS = 32
+"""Edge of the cube over which a pass is counted, at least."""
+
+ROOM, ANSWERS = 1.1, 3.0
+"""What convolutions need besides their input and output, and how many copies of an answer there are: measured."""
+
+
+class SubsetAnswer(NamedTuple):
+    """Class probabilities Float32[K X Y Z] of one subset on a box of the common grid; outside it is background."""
+
+    subset: ModalitySet
+    box: Box
+    probabilities: NDArray[np.float32]
+
+    def on_grid(self, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+        """The probabilities on the whole common grid, background where no member of the subset has brain."""
+        full = np.zeros((len(self.probabilities), *shape), np.float32)
+        full[0] = 1
+        cut = self.box.within(shape)
+        full[(slice(None), *cut.slices)] = self.probabilities[(slice(None), *cut.relative_to(self.box.start).slices)]
+        return full
+
+
+@dataclass(frozen=True)
+class SequenceLatents:
+    """One sequence, encoded: {level: [1 C x y z]} on its own box."""
+
+    box: Box
+    levels: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What to do where one pass takes too much memory.
+
+    memory_gb: what one pass may take, by estimate, and what the sums of windows' answers may
+    size:      X, Y, Z voxels of a window, multiples of the network's stride and two strides at least
+    """
+
+    memory_gb: float
+    size: Index3
+
+    def over(self, box: Box, stride: int) -> list[Box]:
+        """Windows that cover a box: on a lattice half a window apart, fixed on the grid.
+
+        >>> [w.start[0] for w in Windows(1.0, (32, 32, 32)).over(Box((20, 0, 0), (60, 16, 16)), stride=8)]
+        [16, 32]
+        """
+        steps = [max(n // 2 // stride, 1) * stride for n in self.size]
+        lines = [
+            range(a // step * step, max(b - n, a // step * step) + step, step)
+            for a, b, n, step in zip(box.start, box.stop, self.size, steps, strict=True)
+        ]
+        return [Box((x, y, z), (x + self.size[0], y + self.size[1], z + self.size[2])) for x, y, z in product(*lines)]
+
+    def weights(self) -> Float[Tensor, "X Y Z"]:
+        """w of the head of this file."""
+        x, y, z = (torch.exp(-0.5 * ((torch.arange(n) - (n - 1) / 2) / (n * WEIGHT_SIGMA)) ** 2) for n in self.size)
+        return x[:, None, None] * y[:, None] * z
+
+
+def answer_subsets(
+    network: AlignedSegmenter,
+    prepared: Prepared,
+    subsets: Iterable[ModalitySet],
+    *,
+    mirror: Sequence[int] = (),
+    precision: str = "fp32",
+    windows: Windows | None = None,
+) -> Iterator[SubsetAnswer]:
+    """Class probabilities of a patient for each subset of sequences, one after the other.
+
+    network:   in evaluation mode
+    subsets:   of the sequences the patient has
+    mirror:    axes; the mean over all 2^n flips is taken
+    precision: fp32 | bf16 (autocast)
+    windows:   for patients whom one pass would take too much memory for; None: one pass whatever it takes
+
+    Raises InputError for a subset with a sequence the patient does not have, or the network does not know.
+    """
+    subsets = list(subsets)
+    for subset in subsets:
+        absent = [name for name in subset if name not in prepared.images]
+        unknown = [name for name in subset if name not in network.modalities]
+        if absent or unknown:
+            raise InputError(
+                f"case {prepared.id}: asked for {subset}, but {', '.join(absent or unknown)} is "
+                f"{'missing' if absent else 'unknown to the model'}; "
+                f"there are {', '.join(prepared.images if absent else network.modalities)}"
+            )
+    flips = [f for size in range(len(mirror) + 1) for f in combinations(sorted(set(mirror)), size)]
+    asked = [(subset, Box.union(_network_box(network, prepared, name) for name in subset)) for subset in subsets]
+    if windows is not None and asked and _too_large(network, asked, len(flips), precision, windows.memory_gb):
+        yield from _by_windows(network, prepared, asked, flips, precision, windows)
+        return
+    encoded = _encoded(network, prepared, subsets, flips, precision)
+    for subset, box in asked:
+        found = _answer(network, prepared, encoded, subset, box, flips, precision)
+        yield SubsetAnswer(subset, box, found.cpu().numpy())
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """bf16 autocast, or nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def network_device(network: AlignedSegmenter) -> torch.device:
+    """Where a network's weights are."""
+    return next(network.parameters()).device
+
+
+Asked = tuple[ModalitySet, Box]
+Latents = dict[Flip, dict[str, SequenceLatents]]
+
+
+def _encoded(
+    network: AlignedSegmenter,
+    prepared: Prepared,
+    subsets: Sequence[ModalitySet],
+    flips: Sequence[Flip],
+    precision: str,
+    window: Box | None = None,
+) -> Latents:
+    """Every sequence that one of the subsets has, mirrored in every way; nothing where the network encodes jointly."""
+    if not network.separable:
+        return {}
+    needed = [name for name in network.modalities if any(name in subset for subset in subsets)]
+    there = [name for name in needed if _box_in(network, prepared, name, window) is not None]
+    with torch.inference_mode(), autocast(network_device(network), precision):
+        return {f: {name: encode_alone(network, prepared, name, f, window) for name in there} for f in flips}
+
+
+def _answer(
+    network: AlignedSegmenter,
+    prepared: Prepared,
+    encoded: Latents,
+    subset: ModalitySet,
+    box: Box,
+    flips: Sequence[Flip],
+    precision: str,
+) -> Float[Tensor, "K X Y Z"]:
+    """Class probabilities on a box, the mean over the flips."""
+    device = network_device(network)
+    # Contexts are left before anything is yielded: a generator that sleeps inside one would leave it on for its caller.
+    with torch.inference_mode(), autocast(device, precision):
+        total = torch.zeros((), device=device)
+        for flip in flips:
+            if network.separable:
+                logits = _decode_together(network, encoded[flip], subset, box, flip)
+            else:
+                logits = _encode_and_decode(network, prepared, subset, box, flip, device)
+            total = total + logits.float().softmax(dim=1).flip(_axes(flip))
+        mean: Tensor = (total / len(flips))[0]
+    return mean
+
+
+def _by_windows(
+    network: AlignedSegmenter,
+    prepared: Prepared,
+    asked: Sequence[Asked],
+    flips: Sequence[Flip],
+    precision: str,
+    windows: Windows,
+) -> Iterator[SubsetAnswer]:
+    """As many subsets at a time as there is room for the sums of their answers."""
+    held = [4 * (network.backbone.classes + 1) * prod(box.shape) for _, box in asked]
+    while asked:
+        count = max(1, sum(total <= windows.memory_gb * 1e9 for total in accumulate(held)))
+        yield from _some_by_windows(network, prepared, asked[:count], flips, precision, windows)
+        asked, held = asked[count:], held[count:]
+
+
+def _some_by_windows(
+    network: AlignedSegmenter,
+    prepared: Prepared,
+    asked: Sequence[Asked],
+    flips: Sequence[Flip],
+    precision: str,
+    windows: Windows,
+) -> Iterator[SubsetAnswer]:
+    weights = windows.weights()
+    sums = [torch.zeros((network.backbone.classes, *box.shape)) for _, box in asked]
+    shares = [torch.zeros(box.shape) for _, box in asked]
+    theirs = [set(windows.over(box, network.stride)) for _, box in asked]
+    for window in sorted(set().union(*theirs), key=lambda w: w.start):
+        present = [i for i, mine in enumerate(theirs) if window in mine]
+        encoded = _encoded(network, prepared, [asked[i][0] for i in present], flips, precision, window)
+        for i in present:
+            subset, box = asked[i]
+            if all(_box_in(network, prepared, name, window) is None for name in subset):
+                continue  # no brain here: background
+            found = _answer(network, prepared, encoded, subset, window, flips, precision).cpu()
+            inside = _common(window, box)
+            there, here = inside.relative_to(box.start).slices, inside.relative_to(window.start).slices
+            sums[i][(slice(None), *there)] += weights[here] * found[(slice(None), *here)]
+            shares[i][there] += weights[here]
+    for (subset, box), total, share in zip(asked, sums, shares, strict=True):
+        nobody = share == 0
+        total[0][nobody] = share[nobody] = 1
+        yield SubsetAnswer(subset, box, (total / share).numpy())
+
+
+def _common(one: Box, other: Box) -> Box:
+    """What two boxes that meet have in common."""
+    start = [max(a, b) for a, b in zip(one.start, other.start, strict=True)]
+    stop = [min(a, b) for a, b in zip(one.stop, other.stop, strict=True)]
+    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+
+def _too_large(network: AlignedSegmenter, asked: Sequence[Asked], flips: int, precision: str, memory_gb: float) -> bool:
+    voxels = max(prod(box.shape) for _, box in asked)
+    sequences = len({name for subset, _ in asked for name in subset})
+    return voxels * bytes_per_voxel(network, sequences * flips, precision) > memory_gb * 1e9
+
+
+def bytes_per_voxel(network: AlignedSegmenter, encodings: int, precision: str = "fp32") -> float:
+    """Bytes that one pass holds at most for each voxel, as counted in a pass over a small cube.
+
+    encodings: sequences times flips that are encoded before the first subset is decoded
+    """
+    device, edge = network_device(network), max(2 * network.stride, PROBE_VOXELS)
+    images = {name: torch.zeros(1, 1, edge, edge, edge, device=device) for name in network.modalities}
+    everything = torch.ones(1, len(network.modalities), dtype=torch.bool, device=device)
+    with torch.inference_mode(), autocast(device, precision), _Counted() as counted:
+        encoded = network.encode(images, everything)
+        latents = sum(z.numel() * z.element_size() for level in encoded.levels.values() for z in level.values())
+        network.decode(encoded, everything)
+    others = encodings / len(network.modalities) - 1  # the pass held each sequence once
+    return ROOM * (counted.most + others * latents) / edge**3 + ANSWERS * 4 * network.backbone.classes
+
+
+class _Counted(TorchDispatchMode):
+    """Counts the bytes of the tensors that live at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self._alive = {key: held for key, held in self._alive.items() if not held[0].expired()}
+        self.most = max(self.most, sum(size for _, size in self._alive.values()))
+        return out
+
+
+def _network_box(network: AlignedSegmenter, prepared: Prepared, name: str) -> Box:
+    """A sequence's brain box on the network's lattice, at least two strides wide."""
+    box = prepared.images[name].box.snapped(network.stride)
+    stop = [max(b, a + 2 * network.stride) for a, b in zip(box.start, box.stop, strict=True)]
+    return Box(box.start, (stop[0], stop[1], stop[2]))
+
+
+def _box_in(network: AlignedSegmenter, prepared: Prepared, name: str, window: Box | None) -> Box | None:
+    """The part of a sequence's box that lies in a window, at least two strides wide; None where there is none."""
+    box = _network_box(network, prepared, name)
+    if window is None:
+        return box
+    start, stop = list(_common(box, window).start), list(_common(box, window).stop)
+    if any(a >= b for a, b in zip(start, stop, strict=True)):
+        return None
+    for axis, least in enumerate([2 * network.stride] * 3):
+        start[axis] = min(start[axis], max(stop[axis] - least, window.start[axis]))
+        stop[axis] = max(stop[axis], start[axis] + least)
+    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+
+def encode_alone(
+    network: AlignedSegmenter, prepared: Prepared, name: str, flip: Flip = (), window: Box | None = None
+) -> SequenceLatents:
+    """One sequence of a patient through its own encoder, on its own brain box or what of it lies in a window (a
+    separable network)."""
+    device = network_device(network)
+    box = _box_in(network, prepared, name, window)
+    assert box is not None, f"{name} has no brain in {window}"
+    encoded = network.encode({name: _image(prepared, name, box, flip, device)}, _mask(network, [name], device))
+    return SequenceLatents(box, {level: encoded.levels[level][name] for level in network.backbone.strides})
+
+
+def _decode_together(
+    network: AlignedSegmenter, latents: dict[str, SequenceLatents], subset: ModalitySet, box: Box, flip: Flip
+) -> Tensor:
+    levels = {}
+    for level, stride in network.backbone.strides.items():
+        placed = {name: _on_box(latents[name], level, stride, box, flip) for name in subset if name in latents}
+        nothing = torch.zeros_like(next(iter(placed.values())))  # of a sequence that has no brain in this window
+        levels[level] = {name: placed.get(name, nothing) for name in subset}
+    kept = _mask(network, subset, network_device(network))
+    return network.decode(Encoded(levels, box.shape), kept).logits
+
+
+def _encode_and_decode(
+    network: AlignedSegmenter, prepared: Prepared, subset: ModalitySet, box: Box, flip: Flip, device: torch.device
+) -> Tensor:
+    images = {name: _image(prepared, name, box, flip, device) for name in subset}
+    kept = _mask(network, subset, device)
+    return network.decode(network.encode(images, kept), kept).logits
+
+
+def _on_box(latents: SequenceLatents, level: str, stride: int, box: Box, flip: Flip) -> Tensor:
+    """A sequence's latents of one level on a larger box: zeros where the sequence has no brain."""
+    latent = latents.levels[level]
+    if latents.box == box:
+        return latent
+    place = latents.box.relative_to(box.start)
+    mirrored = [
+        (n - b, n - a) if axis in flip else (a, b)
+        for axis, (a, b, n) in enumerate(zip(place.start, place.stop, box.shape, strict=True))
+    ]
+    x, y, z = (slice(a // stride, b // stride) for a, b in mirrored)
+    canvas = blank(latent, (*latent.shape[:2], *(n // stride for n in box.shape)))
+    canvas[:, :, x, y, z] = latent
+    return canvas
+
+
+def _image(prepared: Prepared, name: str, box: Box, flip: Flip, device: torch.device) -> Tensor:
+    image = torch.from_numpy(prepared.images[name].window(box).astype(np.float32))
+    return image[None, None].flip(_axes(flip)).to(device)
+
+
+def _mask(network: AlignedSegmenter, names: Iterable[str], device: torch.device) -> Tensor:
+    present = set(names)
+    return torch.tensor([[name in present for name in network.modalities]], device=device)
+
+
+def _axes(flip: Flip) -> list[int]:
+    return [axis + 2 for axis in flip]
