@@ -15,7 +15,7 @@ from medmap.core.labels import SCHEMES, LabelScheme, scheme_named
 from medmap.core.modality import ModalitySet
 from medmap.data.nifti import sha256
 from medmap.errors import InputError
-from medmap.run import CARD, checkpoint_folder, find_runs, read_card
+from medmap.run import CARD, checkpoint_folder, find_runs, read_card, steps_done
 
 DEFAULT_LABELS = "brats2023"
 SHIPPED = Path(__file__).parent / "weights" / "phantom"
@@ -42,8 +42,14 @@ class ModelFolder:
 
     @property
     def about(self) -> str:
-        """What a reader of a mask should know of the model; empty where it is the reader's own."""
-        return ABOUT_SHIPPED if self.path == SHIPPED else ""
+        """What a reader of a mask should know of the model; empty where it is the reader's own, and trained."""
+        if self.path == SHIPPED:
+            return ABOUT_SHIPPED
+        for run in self.runs:
+            done, steps = steps_done(run) or (0, 0)
+            if done < steps:
+                return f"{run} stopped at step {done} of {steps}; go on with `medmap train --resume {run}`"
+        return ""
 
     @cached_property
     def weights_sha256(self) -> dict[str, str]:

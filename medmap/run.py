@@ -98,12 +98,18 @@ def find_runs(path: Path) -> list[Path]:
 
 def is_finished(run: Path) -> bool:
     """Whether a run has done all its steps; False where there is no run, or it was interrupted."""
+    done = steps_done(run)
+    return done is not None and done[0] >= done[1]
+
+
+def steps_done(run: Path) -> tuple[int, int] | None:
+    """Steps that are done, and steps of the recipe; None where there is no run with a last checkpoint."""
     try:
         config, _ = read_run(run)
         state = json.loads((checkpoint_folder(run, "last") / STATE).read_text(encoding="utf-8"))
     except CheckpointError:
-        return False
-    return bool(state["step"] >= config.train.steps)
+        return None
+    return int(state["step"]), config.train.steps
 
 
 def checkpoint_folder(run: Path, which: str) -> Path:

@@ -13,6 +13,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,24 +124,32 @@ def fit(
     network, optimizer = fabric.setup(state.network, state.optimizer)
     log = RunLog(run, state.step, on_row)
     began = time.perf_counter() - state.seconds
-    while state.step < config.train.steps:
-        torch.manual_seed(_step_seed(config.seed, state.step))
-        train.expect(state.step, config.train.batch_size, config.seed)
-        batch = training_batch(train, modalities, config, state.step, where, answers)
-        row = _step(config, state, fabric, network, optimizer, criterion, batch)
-        state.step += 1
-        state.seconds = time.perf_counter() - began
-        last = state.step == config.train.steps
-        if last or state.step % config.train.log_every == 0:
-            log.write(
-                {"kind": "train", "step": state.step, "steps": config.train.steps, **row, "seconds": state.seconds}
-            )
-        if val and (last or state.step % config.train.validate_every == 0):
-            _validate(config, state, card, val, precision, run, log)
-        if last or state.step % config.train.checkpoint_every == 0:
-            if not val:
-                _save_best(run, state, score=None)
-            _save_last(run, state)
+
+    def batch_of(step: int) -> Batch:
+        train.expect(step, config.train.batch_size, config.seed)
+        return training_batch(train, modalities, config, step, where, answers)
+
+    with ThreadPoolExecutor(1) as ahead:  # a batch is made while the step before it runs
+        coming = ahead.submit(batch_of, state.step)
+        while state.step < config.train.steps:
+            torch.manual_seed(_step_seed(config.seed, state.step))
+            batch = coming.result()
+            if state.step + 1 < config.train.steps:
+                coming = ahead.submit(batch_of, state.step + 1)
+            row = _step(config, state, fabric, network, optimizer, criterion, batch)
+            state.step += 1
+            state.seconds = time.perf_counter() - began
+            last = state.step == config.train.steps
+            if last or state.step % config.train.log_every == 0:
+                log.write(
+                    {"kind": "train", "step": state.step, "steps": config.train.steps, **row, "seconds": state.seconds}
+                )
+            if val and (last or state.step % config.train.validate_every == 0):
+                _validate(config, state, card, val, precision, run, log)
+            if last or state.step % config.train.checkpoint_every == 0:
+                if not val:
+                    _save_best(run, state, score=None)
+                _save_last(run, state)
     log.table()
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from medmap import checkpoint
 from medmap.align import build_segmenter
+from medmap.card import read_model
 from medmap.checkpoint import (
     flatten_optimizer,
     load_network,
@@ -29,7 +30,7 @@ from medmap.config import AlignConfig, Config, ModelConfig, parse_config
 from medmap.core.labels import SCHEMES
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.errors import CheckpointError, InputError
-from medmap.run import ModelCard, checkpoint_folder, find_runs, read_run, write_run, write_text
+from medmap.run import ModelCard, checkpoint_folder, find_runs, is_finished, read_run, write_run, write_text
 
 CARD = ModelCard(GLIOMA_MRI, SCHEMES["brats2021"], 2.0)
 CONFIG = parse_config({"model": {"size": "tiny"}, "align": {"levels": ["x4"]}, "train": {"lr": 0.003}})
@@ -411,3 +412,16 @@ def test_the_network_of_a_run_is_the_one_its_configuration_describes(run: Path) 
     config, card = read_run(run)
     network = build_segmenter(config.model, config.align, card.modalities, len(card.scheme.classes))
     assert network.state_dict().keys() == tiny_network(CONFIG.model, CONFIG.align).state_dict().keys()
+
+
+def test_a_model_whose_training_stopped_says_so(tmp_path: Path) -> None:
+    card = ModelCard(ModalitySet(("t1c", "t2f")), SCHEMES["brats2023"], 2.0)
+    write_run(tmp_path, parse_config({"train": {"steps": 9}}), card)
+    save_checkpoint(tmp_path, "best", {}, {"step": 4})
+    assert read_model(tmp_path).about == ""  # nothing is known of a model that was only handed on
+    save_checkpoint(tmp_path, "last", {}, {"step": 4})
+    assert read_model(tmp_path).about.endswith(f"stopped at step 4 of 9; go on with `medmap train --resume {tmp_path}`")
+    assert not is_finished(tmp_path)
+    save_checkpoint(tmp_path, "last", {}, {"step": 9})
+    assert read_model(tmp_path).about == ""
+    assert is_finished(tmp_path)

@@ -66,6 +66,8 @@ def evaluate(
         from medmap.card import read_model
 
         model = read_model(run, checkpoint.value)
+        if model.about:
+            console.warn(model.about)
         beforehand.writable(run, "the table")
         place = _score_run(model, data, name, labels, empty, baseline, device)
         summary = json_format.loads((place / "summary.json").read_text(encoding="utf-8"))
