@@ -4,7 +4,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(STAMP)
 	$(VENV)/bin/medmap demo
@@ -17,6 +17,10 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+# ONLY=metrics: what has that word in its name.
+bench: $(STAMP)
+	$(VENV)/bin/python -m pytest -c benchmarks/pytest.ini --rootdir benchmarks benchmarks -k '$(ONLY)' --benchmark-json benchmarks/latest.json
 
 # The constraints file is what keeps a second torch out.
 $(STAMP): pyproject.toml constraints.txt

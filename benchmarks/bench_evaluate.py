@@ -1,0 +1,60 @@
+"""Fifteen subsets of one patient at 1 mm: each sequence encoded once in one pass, against the usual loop.
+
+The usual loop is that of the public code of missing-modality networks: for every subset, for every window of 80³
+voxels with 50 % overlap, all encoders and the decoder, in fp32. It takes tens of minutes, so one window of one subset
+is timed, and the number of windows and subsets is in ``extra_info``: their product with the median is the loop's time.
+"""
+
+from __future__ import annotations
+
+from math import ceil, prod
+
+import made
+import pytest
+import torch
+
+from medmap.core.box import Box
+from medmap.core.modality import GLIOMA_MRI, ModalitySet
+from medmap.inference import answer_subsets
+
+WINDOW = 80
+NETWORKS = ["unet:base", "rfnet:faithful"]
+
+
+@pytest.mark.parametrize("which", NETWORKS)
+def bench_fifteen_subsets(benchmark, which: str) -> None:
+    made.memory(plain=False)
+    network, patient = made.network(*which.split(":")).eval(), made.patient()
+    benchmark.group = f"15 subsets at 1 mm, {which}"
+    benchmark.pedantic(lambda: list(_answers(network, patient, GLIOMA_MRI.subsets())), rounds=3, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("which", NETWORKS)
+def bench_one_window_of_one_subset(benchmark, which: str) -> None:
+    made.memory(plain=True)
+    network, patient = made.network(*which.split(":"), plain=True).eval(), made.patient()
+    box = Box.union([image.box for image in patient.images.values()])
+    windows = prod(max(1, ceil((n - WINDOW) / (WINDOW // 2)) + 1) for n in box.shape)
+    images, every = torch.randn(1, 4, WINDOW, WINDOW, WINDOW), torch.ones(1, 4, dtype=torch.bool)
+
+    def window() -> None:
+        with torch.inference_mode():
+            network(images, every, every)
+
+    benchmark.group = f"15 subsets at 1 mm, {which}"
+    benchmark.extra_info |= {"windows": windows, "subsets": 15}
+    benchmark.pedantic(window, rounds=3, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("which", NETWORKS)
+def bench_prediction(benchmark, which: str, count: int) -> None:
+    made.memory(plain=False)
+    network, patient = made.network(*which.split(":")).eval(), made.patient()
+    subset = ModalitySet(GLIOMA_MRI.names[-count:])
+    benchmark.group = f"prediction at 1 mm, {which}"
+    benchmark.pedantic(lambda: list(_answers(network, patient, [subset])), rounds=3, warmup_rounds=1)
+
+
+def _answers(network, patient, subsets):
+    return answer_subsets(network, patient, subsets, precision=made.PRECISION)
