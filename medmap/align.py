@@ -361,6 +361,13 @@ def _check_weights(model: ModelConfig, backbone: Backbone, aligned: tuple[str, .
             raise ConfigError(
                 f"model.loss_weights: {model.name} {model.size} has no term {name!r}; {hint}it has {', '.join(terms)}"
             )
+    chosen = {**trait(backbone, "loss_weights"), **model.loss_weights}
+    for name, needed in trait(backbone, "needs").items():
+        if chosen[name] and not chosen[needed]:
+            raise ConfigError(
+                f"model.loss_weights: {needed} is switched off, but {name} of {model.name} has nothing to learn from "
+                f"without it; leave {needed} on (one command trains both), or set {name}: 0 too"
+            )
 
 
 def build_segmenter(model: ModelConfig, align: AlignConfig, modalities: ModalitySet, classes: int) -> AlignedSegmenter:

@@ -585,3 +585,15 @@ def test_on_a_cpu_weights_are_laid_out_as_the_normalisation_likes_them() -> None
         build_segmenter(ModelConfig(name="acn", size="tiny"), AlignConfig(), GLIOMA_MRI, 4), torch.device("cpu")
     )
     assert all(weights.is_contiguous() for weights in grouped.parameters())
+
+
+@pytest.mark.parametrize(("weights", "term"), [({"teacher": 0}, "kd"), ({"teacher": 0, "kd": 0}, "contrastive")])
+def test_a_student_is_not_asked_for_without_a_teacher(weights: dict[str, float], term: str) -> None:
+    model = ModelConfig(name="pmkl", size="tiny", loss_weights=weights)
+    with pytest.raises(ConfigError, match=f"teacher is switched off, but {term} of pmkl has nothing to learn from"):
+        build_segmenter(model, AlignConfig(anchor="none"), GLIOMA_MRI, 4)
+
+
+def test_students_may_do_without_a_teacher_who_teaches_nothing() -> None:
+    model = ModelConfig(name="pmkl", size="tiny", loss_weights={"teacher": 0, "kd": 0, "contrastive": 0})
+    build_segmenter(model, AlignConfig(anchor="none"), GLIOMA_MRI, 4)

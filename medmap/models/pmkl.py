@@ -171,6 +171,7 @@ class PMKL(nn.Module):
         self.classes = classes
         self.progress: float | None = None
         self.loss_weights = {"teacher": 1.0, "student": 1.0, "kd": 0.5, "contrastive": 0.5}
+        self.needs = {"kd": "teacher", "contrastive": "teacher"}
         self.teacher = PMKLTeacher(modalities, classes, size)
         self.strides = {IMAGE: 1, **self.teacher.strides}
         self.students = nn.ModuleDict({str(subset): _Student(subset, classes, size) for subset in subsets})
