@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import accumulate, combinations, product
-from math import prod
+from functools import lru_cache
+from itertools import accumulate, combinations, groupby, product
+from math import inf, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -135,13 +136,13 @@ def answer_subsets(
             )
     flips = [f for size in range(len(mirror) + 1) for f in combinations(sorted(set(mirror)), size)]
     asked = [(subset, Box.union(_network_box(network, prepared, name) for name in subset)) for subset in subsets]
-    if windows is not None and asked and _too_large(network, asked, len(flips), precision, windows.memory_gb):
-        yield from _by_windows(network, prepared, asked, flips, precision, windows)
-        return
-    encoded = _encoded(network, prepared, subsets, flips, precision)
-    for subset, box in asked:
-        found = _answer(network, prepared, encoded, subset, box, flips, precision)
-        yield SubsetAnswer(subset, box, found.cpu().numpy())
+    room = inf if windows is None else voxels_at_once(network, len(flips), precision, windows.memory_gb)
+    for fits, some in groupby(asked, lambda one: prod(one[1].shape) <= room):
+        together = list(some)
+        if windows is None or fits:
+            yield from _in_one_pass(network, prepared, together, flips, precision)
+        else:
+            yield from _by_windows(network, prepared, together, flips, precision, windows)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -199,6 +200,15 @@ def _answer(
     return mean
 
 
+def _in_one_pass(
+    network: AlignedSegmenter, prepared: Prepared, asked: Sequence[Asked], flips: Sequence[Flip], precision: str
+) -> Iterator[SubsetAnswer]:
+    encoded = _encoded(network, prepared, [subset for subset, _ in asked], flips, precision)
+    for subset, box in asked:
+        found = _answer(network, prepared, encoded, subset, box, flips, precision)
+        yield SubsetAnswer(subset, box, found.cpu().numpy())
+
+
 def _by_windows(
     network: AlignedSegmenter,
     prepared: Prepared,
@@ -252,17 +262,10 @@ def _common(one: Box, other: Box) -> Box:
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
 
-def _too_large(network: AlignedSegmenter, asked: Sequence[Asked], flips: int, precision: str, memory_gb: float) -> bool:
-    voxels = max(prod(box.shape) for _, box in asked)
-    sequences = len({name for subset, _ in asked for name in subset})
-    return voxels * bytes_per_voxel(network, sequences * flips, precision) > memory_gb * 1e9
-
-
-def bytes_per_voxel(network: AlignedSegmenter, encodings: int, precision: str = "fp32") -> float:
-    """Bytes that one pass holds at most for each voxel, as counted in a pass over a small cube.
-
-    encodings: sequences times flips that are encoded before the first subset is decoded
-    """
+@lru_cache(maxsize=32)
+def voxels_at_once(network: AlignedSegmenter, flips: int, precision: str, memory_gb: float) -> float:
+    """The largest box that one pass may take, whichever sequences are asked for: a subset's answer does not depend on
+    what else is asked. Counted in a pass of all sequences over a small cube."""
     device, edge = network_device(network), max(2 * network.stride, PROBE_VOXELS)
     images = {name: torch.zeros(1, 1, edge, edge, edge, device=device) for name in network.modalities}
     everything = torch.ones(1, len(network.modalities), dtype=torch.bool, device=device)
@@ -270,8 +273,8 @@ def bytes_per_voxel(network: AlignedSegmenter, encodings: int, precision: str = 
         encoded = network.encode(images, everything)
         latents = sum(z.numel() * z.element_size() for level in encoded.levels.values() for z in level.values())
         network.decode(encoded, everything)
-    others = encodings / len(network.modalities) - 1  # the pass held each sequence once
-    return ROOM * (counted.most + others * latents) / edge**3 + ANSWERS * 4 * network.backbone.classes
+    held = counted.most + (flips - 1) * latents * network.separable  # all flips are encoded before anything is decoded
+    return memory_gb * 1e9 / (ROOM * held / edge**3 + ANSWERS * 4 * network.backbone.classes)
 
 
 class _Counted(TorchDispatchMode):

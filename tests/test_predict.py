@@ -26,7 +26,7 @@ from medmap.core.metrics import postprocess
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.data.preprocess import prepare_case, restore
 from medmap.errors import CheckpointError, InputError
-from medmap.inference import SubsetAnswer, Windows, answer_subsets, bytes_per_voxel, network_device
+from medmap.inference import SubsetAnswer, Windows, answer_subsets, network_device, voxels_at_once
 from medmap.models.backbone import Decoded, Encoded
 from medmap.phantom import Settings, simulate
 from medmap.predict import Predictor, resolve_device, resolve_precision
@@ -597,12 +597,25 @@ def test_windows_are_taken_where_a_pass_is_too_large_and_nowhere_else(
     plain: AlignedSegmenter, prepared: Prepared
 ) -> None:
     whole = answer(plain, prepared, GLIOMA_MRI)
-    needed_gb = np.prod(whole.box.shape) * bytes_per_voxel(plain, len(GLIOMA_MRI)) / 1e9
+    needed_gb = np.prod(whole.box.shape) / voxels_at_once(plain, 1, "fp32", 1.0)
     assert same(whole, answer(plain, prepared, GLIOMA_MRI, windows=Windows(1.01 * needed_gb, (16, 16, 16))))
     assert not same(whole, answer(plain, prepared, GLIOMA_MRI, windows=Windows(0.99 * needed_gb, (16, 16, 16))))
     flipped = answer(plain, prepared, GLIOMA_MRI, mirror=(0,))
     again = answer(plain, prepared, GLIOMA_MRI, mirror=(0,), windows=Windows(1.01 * needed_gb, (16, 16, 16)))
     assert not same(flipped, again)  # the latents of both flips are held
+
+
+def test_whether_a_subset_is_answered_by_windows_depends_on_nothing_else_that_is_asked(
+    plain: AlignedSegmenter, prepared: Prepared
+) -> None:
+    sizes = sorted(np.prod(answer(plain, prepared, subset).box.shape) for subset in ALL)
+    some = Windows(sizes[len(sizes) // 2] / voxels_at_once(plain, 1, "fp32", 1.0), (16, 16, 16))
+    together = answers(plain, prepared, ALL, windows=some)
+    assert [found.subset for found in together] == ALL
+    assert all(same(found, answer(plain, prepared, found.subset, windows=some)) for found in together)
+    in_one_pass = [same(found, answer(plain, prepared, found.subset)) for found in together]
+    assert any(in_one_pass)
+    assert not all(in_one_pass)
 
 
 @given(st.tuples(*[st.integers(-20, 60)] * 3), st.tuples(*[st.integers(1, 50)] * 3), st.sampled_from([16, 24, 40]))
@@ -620,11 +633,12 @@ def test_windows_cover_a_box_and_lie_on_a_lattice_that_is_fixed(
     assert covered.min() >= 1
 
 
-def test_an_estimate_grows_with_what_is_held(plain: AlignedSegmenter) -> None:
-    one, four = (bytes_per_voxel(plain, encodings) for encodings in (1, 4))
-    latents = sum(channels / 8**level for level, channels in enumerate((8, 16, 32, 48)))  # per voxel of the image
-    assert four - one == pytest.approx(inference.ROOM * 3 * 4 * latents)
-    assert bytes_per_voxel(plain, 4, "bf16") < four
+def test_a_pass_may_be_larger_the_less_it_holds(plain: AlignedSegmenter) -> None:
+    one, four = (voxels_at_once(plain, flips, "fp32", 1.0) for flips in (1, 4))
+    latents = sum(channels / 8**level for level, channels in enumerate((8, 16, 32, 48)))  # per voxel and sequence
+    assert 1e9 / four - 1e9 / one == pytest.approx(inference.ROOM * 3 * 4 * 4 * latents)
+    assert voxels_at_once(plain, 1, "bf16", 1.0) > one
+    assert voxels_at_once(plain, 1, "fp32", 2.0) == pytest.approx(2 * one)
 
 
 def test_what_lives_at_a_time_is_counted() -> None:
