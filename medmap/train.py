@@ -43,6 +43,7 @@ from medmap.data.splits import Split, choose_split
 from medmap.errors import CheckpointError, ConfigError, DivergenceError
 from medmap.evaluate import on_common_box
 from medmap.inference import answer_subsets
+from medmap.models.backbone import trait
 from medmap.predict import answerable, resolve_device, resolve_precision
 from medmap.run import (
     ENV,
@@ -153,15 +154,20 @@ def fit(
     log.table()
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
+def learning_rate(config: TrainConfig, step: int, stages: Sequence[float] = ()) -> float:
     """Linear warm-up, then ``lr`` times (1 − t)^0.9 for poly, ½(1 + cos πt) for cosine; t runs from 0 to 1.
+
+    stages: shares of the steps at which it starts anew
 
     >>> learning_rate(TrainConfig(steps=100, warmup_steps=10, lr=1.0), 4)
     0.5
     """
+    starts = [0, *(math.ceil(share * config.steps) for share in stages)]
+    begun = max(start for start in starts if start <= step)
+    step, steps = step - begun, min([start for start in starts if start > step] or [config.steps]) - begun
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    t = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    t = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
     factor = {"poly": (1 - t) ** 0.9, "cosine": 0.5 * (1 + math.cos(math.pi * t)), "constant": 1.0}
     return config.lr * factor[config.schedule]
 
@@ -175,7 +181,7 @@ def _step(
     criterion: DiceCE,
     batch: Batch,
 ) -> Row:
-    rate = learning_rate(config.train, state.step)
+    rate = learning_rate(config.train, state.step, trait(state.network.backbone, "stages"))
     for group in optimizer.param_groups:
         group["lr"] = rate
     network.train()

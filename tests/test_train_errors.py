@@ -93,7 +93,7 @@ def spoilt_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spoilt_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "learning_rate", lambda config, step: math.inf if step == 3 else 1e-3)
+    monkeypatch.setattr(train, "learning_rate", lambda config, step, stages: math.inf if step == 3 else 1e-3)
 
 
 @pytest.mark.parametrize(

@@ -293,3 +293,12 @@ def test_patients_are_averaged_subset_by_subset_over_those_who_have_it() -> None
     assert set(scores) == {"t1c", "t2f", "t1c+t2f"}
     assert scores["t1c"] == {"WT": 0.5, "TC": 0.5, "ET": 1.0}
     assert scores["t2f"] == {"WT": 0.0, "TC": 0.0, "ET": 1.0}
+
+
+def test_the_learning_rate_starts_anew_with_every_stage() -> None:
+    recipe, half = TrainConfig(steps=100, warmup_steps=10, lr=1.0), TrainConfig(steps=50, warmup_steps=10, lr=1.0)
+    rates = [learning_rate(recipe, step, stages=(0.5,)) for step in range(100)]
+    assert rates[:50] == rates[50:] == [learning_rate(half, step) for step in range(50)]
+    odd = [learning_rate(TrainConfig(steps=5, warmup_steps=1, lr=1.0), step, stages=(0.5,)) for step in range(5)]
+    assert odd[3] == 1.0  # the first step whose share is a half or more
+    assert odd[2] < 1

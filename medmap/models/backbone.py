@@ -99,6 +99,7 @@ class Backbone(Protocol):
                 encoded once for all subsets, on its own brain box
     loss_weights: {name: default weight} of everything it adds to the loss, auxiliary logits and own terms
     needs:        {term: the term it learns nothing without}
+    stages:       shares of the training steps at which another part begins to learn, with a new learning rate
     uses_dropped: in training it wants the latents of what is seen but not kept as well, for its own losses
     gaussian:     a latent holds a mean and a log-variance, half of the channels each
     progress:     the trainer sets it before each step to the share of the steps that are done, 0 … 1
@@ -122,7 +123,7 @@ class Backbone(Protocol):
         ...
 
 
-TRAITS: dict[str, Any] = {"loss_weights": {}, "needs": {}, "uses_dropped": False, "gaussian": False}
+TRAITS: dict[str, Any] = {"loss_weights": {}, "needs": {}, "stages": (), "uses_dropped": False, "gaussian": False}
 
 
 def trait(backbone: Backbone, name: str) -> Any:

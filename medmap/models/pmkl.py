@@ -28,7 +28,7 @@ Source: Chen, Dou, Jin, Liu, Heng, "Learning with privileged multimodal knowledg
 Transactions on Medical Imaging 41 (2022). Deviations from the public code:
 
 * Teacher and students are one network with one checkpoint: one command trains both stages and resumes in either, and
-  whoever asks for a subset is answered by the one made for it. The learning rate goes on falling through both.
+  whoever asks for a subset is answered by the one made for it. The schedule of the learning rate starts anew.
 * Levels are pre-activated, so that latents leave before a normalisation, where they can be aligned. Layers and their
   number of parameters are the same.
 * Borders are padded with zeros, not reflected. Reflected, a crop of nothing but air stays constant through all layers,
@@ -171,6 +171,7 @@ class PMKL(nn.Module):
         self.classes = classes
         self.progress: float | None = None
         self.loss_weights = {"teacher": 1.0, "student": 1.0, "kd": 0.5, "contrastive": 0.5}
+        self.stages = (TEACHER_SHARE,)
         self.needs = {"kd": "teacher", "contrastive": "teacher"}
         self.teacher = PMKLTeacher(modalities, classes, size)
         self.strides = {IMAGE: 1, **self.teacher.strides}
