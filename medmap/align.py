@@ -375,7 +375,8 @@ def build_segmenter(model: ModelConfig, align: AlignConfig, modalities: Modality
 
     Raises ConfigError for an unknown backbone, size or level, with what there is.
     """
-    backbone = build_backbone(model.name, modalities, classes, model.size)
+    students = [modalities.parse(subset) for subset in model.students]
+    backbone = build_backbone(model.name, modalities, classes, model.size, students)
     stem = build_stem(model.stem, modalities, model.stem_published)
     offered = [*([STEM] if stem is not None else []), *backbone.strides]
     wanted = align.levels or tuple(backbone.strides)[-1:]

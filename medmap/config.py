@@ -78,6 +78,7 @@ class ModelConfig(_Section):
 
     name:         backbone, a key of ``medmap.models.BACKBONES``
     size:         the backbone's named size; where none is named base for a U-Net, the published one for any other
+    students:     of pmkl: the subsets, as t1c+t2f, that each have a student; each one sequence where none is named
     stem:         encoder T in front of the backbone: none, joint, non_shared, enhanced
     stem_published: the stem's blocks end in BatchNorm and ReLU, as in the published fragment
     loss_weights: weights of the backbone's own loss terms by name (1 where not named, 0 switches off)
@@ -85,6 +86,7 @@ class ModelConfig(_Section):
 
     name: str = "unet"
     size: str = "base"
+    students: tuple[str, ...] = ()
     stem: Literal["none", "joint", "non_shared", "enhanced"] = "none"
     stem_published: bool = False
     loss_weights: dict[str, float] = Field(default_factory=dict)

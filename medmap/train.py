@@ -340,7 +340,8 @@ def _start_from(init: Path, state: _State, config: Config, card: ModelCard) -> N
 def _makeup(config: Config, card: ModelCard) -> dict[str, str]:
     """What two runs must have in common for weights to mean the same; anchors may differ."""
     return {
-        "model": f"{config.model.name} {config.model.size}, stem {config.model.stem}",
+        "model": " ".join([config.model.name, config.model.size, *config.model.students])
+        + f", stem {config.model.stem}",
         "set of modalities": " ".join(card.modalities),
         "classes": " ".join(card.scheme.classes),
     }

@@ -34,7 +34,7 @@ from medmap.align import (
 )
 from medmap.config import AlignConfig, ModelConfig
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
-from medmap.errors import ConfigError
+from medmap.errors import ConfigError, InputError
 from medmap.models.backbone import stacked
 from medmap.models.unet import SIZES, UNetSize
 
@@ -597,3 +597,13 @@ def test_a_student_is_not_asked_for_without_a_teacher(weights: dict[str, float],
 def test_students_may_do_without_a_teacher_who_teaches_nothing() -> None:
     model = ModelConfig(name="pmkl", size="tiny", loss_weights={"teacher": 0, "kd": 0, "contrastive": 0})
     build_segmenter(model, AlignConfig(anchor="none"), GLIOMA_MRI, 4)
+
+
+def test_students_of_pmkl_are_named_by_their_subsets() -> None:
+    model = ModelConfig(name="pmkl", size="tiny", students=("t2f+t1c", "t2w"))
+    network = build_segmenter(model, AlignConfig(anchor="none"), GLIOMA_MRI, 4)
+    assert [str(subset) for subset in network.backbone.supported_subsets()] == ["t2w", "t1c+t2f", str(GLIOMA_MRI)]
+    with pytest.raises(ConfigError, match=r"model\.students: unet has none"):
+        build_segmenter(model.model_copy(update={"name": "unet"}), AlignConfig(anchor="none"), GLIOMA_MRI, 4)
+    with pytest.raises(InputError, match="t9"):
+        build_segmenter(ModelConfig(name="pmkl", size="tiny", students=("t9",)), AlignConfig(), GLIOMA_MRI, 4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 
 from medmap.core.modality import ModalitySet
@@ -28,10 +28,19 @@ BACKBONES: dict[str, Builder] = {
 }
 
 
-def build_backbone(name: str, modalities: ModalitySet, classes: int, size: str) -> Backbone:
-    """A backbone by name. Raises ConfigError with the nearest name for one that does not exist."""
+def build_backbone(
+    name: str, modalities: ModalitySet, classes: int, size: str, students: Sequence[ModalitySet] = ()
+) -> Backbone:
+    """A backbone by name; students: of a PMKL, by the subset that each answers, where they are not the usual ones.
+
+    Raises ConfigError with the nearest name for a backbone that does not exist, and for students of any other.
+    """
     if name not in BACKBONES:
         near = get_close_matches(name, BACKBONES, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"backbone {name!r} is not known; {hint}expected one of {', '.join(BACKBONES)}")
-    return BACKBONES[name](modalities, classes, size)
+    if not students:
+        return BACKBONES[name](modalities, classes, size)
+    if BACKBONES[name] is not PMKL:
+        raise ConfigError(f"model.students: {name} has none; it answers every subset by itself. Only pmkl has students")
+    return PMKL(modalities, classes, size, students)
