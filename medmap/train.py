@@ -10,10 +10,11 @@ import copy
 import json
 import logging
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,13 +131,15 @@ def fit(
         train.expect(step, config.train.batch_size, config.seed)
         return training_batch(train, modalities, config, step, where, answers)
 
-    with ThreadPoolExecutor(1) as ahead:  # a batch is made while the step before it runs
-        coming = ahead.submit(batch_of, state.step)
+    # A batch is made while the step before it runs, where a core has nothing else to do: two teams of threads on the
+    # same cores hinder each other more than the batch takes.
+    spare = where.type != "cpu" or torch.get_num_threads() < (os.cpu_count() or 1)
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as ahead:
+        coming: Future[Batch] | None = None
         while state.step < config.train.steps:
             torch.manual_seed(_step_seed(config.seed, state.step))
-            batch = coming.result()
-            if state.step + 1 < config.train.steps:
-                coming = ahead.submit(batch_of, state.step + 1)
+            batch = batch_of(state.step) if coming is None else coming.result()
+            coming = ahead.submit(batch_of, state.step + 1) if spare and state.step + 1 < config.train.steps else None
             row = _step(config, state, fabric, network, optimizer, criterion, batch)
             state.step += 1
             state.seconds = time.perf_counter() - began
