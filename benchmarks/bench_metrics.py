@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from medmap.core.box import Box
 from medmap.core.lesions import lesion_wise
 from medmap.core.metrics import hd95_mm, nsd
 
@@ -18,18 +19,12 @@ SPACING_MM = (1.0, 1.0, 1.0)
 def masks() -> list[tuple[np.ndarray, np.ndarray]]:
     """(prediction, truth) on the whole grid; the prediction is the truth after a voxel's shift and an opening."""
     patient = made.patient()
-    truth = patient.labels.window(made_box(patient))
+    truth = patient.labels.window(Box((0, 0, 0), patient.grid.shape))
     pairs = []
     for region in made.SCHEME.regions:
         true = made.SCHEME.region_mask(truth, region)
         pairs.append((ndimage.binary_opening(np.roll(true, 2, axis=0)), true))
     return pairs
-
-
-def made_box(patient):
-    from medmap.core.box import Box
-
-    return Box((0, 0, 0), patient.grid.shape)
 
 
 @pytest.mark.parametrize("whose", ["monai", "medmap"])

@@ -7,13 +7,14 @@ from functools import cache
 
 import torch
 
-from medmap.align import AlignedSegmenter, build_segmenter, placed
+from medmap.align import AlignedSegmenter, build_segmenter
 from medmap.config import AlignConfig, ModelConfig
 from medmap.core.case import Prepared
 from medmap.core.labels import SCHEMES
-from medmap.core.memory import keep_freed_memory
+from medmap.core.memory import M_MMAP_MAX, M_TOP_PAD, M_TRIM_THRESHOLD, keep_freed_memory
 from medmap.core.modality import GLIOMA_MRI
 from medmap.data.preprocess import prepare_case
+from medmap.models.blocks import placed
 from medmap.phantom import Settings, simulate
 from medmap.predict import resolve_precision
 
@@ -22,7 +23,6 @@ SCHEME = SCHEMES["brats2023"]
 PRECISION = resolve_precision("auto", CPU)
 BRATS = (240, 240, 155)
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 GLIBC = ((M_TRIM_THRESHOLD, 128 * 1024), (M_TOP_PAD, 0), (M_MMAP_MAX, 65536))
 """What the C library does unless asked."""
 

@@ -390,16 +390,3 @@ def build_segmenter(model: ModelConfig, align: AlignConfig, modalities: Modality
     _check_weights(model, backbone, wanted)
     anchors = {level: build_anchor(align, modalities) for level in wanted}
     return AlignedSegmenter(backbone, stem, anchors, align.fill, align.scale_at_test)
-
-
-def placed(network: AlignedSegmenter, device: torch.device) -> AlignedSegmenter:
-    """A network on a device, its weights laid out so that convolutions need not copy what they are given.
-
-    On a CPU that is channels last, for which `medmap.models.blocks.instance_norm` is made; a network with torch's own
-    group or instance normalisation would lose more in these than its convolutions gain.
-    """
-    network = network.to(device)
-    copying = (nn.GroupNorm, nn.InstanceNorm3d)
-    if device.type != "cpu" or any(type(module) in copying for module in network.modules()):
-        return network
-    return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]

@@ -21,8 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from medmap.align import AlignedSegmenter, build_segmenter, placed
+from medmap.align import AlignedSegmenter, build_segmenter
 from medmap.errors import CheckpointError
+from medmap.models.blocks import placed
 from medmap.run import CHECKPOINTS, STATE, checkpoint_folder, read_run, writing
 
 

@@ -136,13 +136,13 @@ def answer_subsets(
             )
     flips = [f for size in range(len(mirror) + 1) for f in combinations(sorted(set(mirror)), size)]
     asked = [(subset, Box.union(_network_box(network, prepared, name) for name in subset)) for subset in subsets]
+    looked = _Looked(network, prepared, flips, precision)
     room = inf if windows is None else voxels_at_once(network, len(flips), precision, windows.memory_gb)
     for fits, some in groupby(asked, lambda one: prod(one[1].shape) <= room):
-        together = list(some)
         if windows is None or fits:
-            yield from _in_one_pass(network, prepared, together, flips, precision)
+            yield from looked.in_one_pass(list(some))
         else:
-            yield from _by_windows(network, prepared, together, flips, precision, windows)
+            yield from looked.by_windows(list(some), windows)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -159,107 +159,76 @@ Asked = tuple[ModalitySet, Box]
 Latents = dict[Flip, dict[str, SequenceLatents]]
 
 
-def _encoded(
-    network: AlignedSegmenter,
-    prepared: Prepared,
-    subsets: Sequence[ModalitySet],
-    flips: Sequence[Flip],
-    precision: str,
-    window: Box | None = None,
-) -> Latents:
-    """Every sequence that one of the subsets has, mirrored in every way; nothing where the network encodes jointly."""
-    if not network.separable:
-        return {}
-    needed = [name for name in network.modalities if any(name in subset for subset in subsets)]
-    there = [name for name in needed if _box_in(network, prepared, name, window) is not None]
-    with torch.inference_mode(), autocast(network_device(network), precision):
-        return {f: {name: encode_alone(network, prepared, name, f, window) for name in there} for f in flips}
+@dataclass(frozen=True)
+class _Looked:
+    """A patient as a network looks at it: mirrored in some ways, at a precision."""
 
+    network: AlignedSegmenter
+    prepared: Prepared
+    flips: Sequence[Flip]
+    precision: str
 
-def _answer(
-    network: AlignedSegmenter,
-    prepared: Prepared,
-    encoded: Latents,
-    subset: ModalitySet,
-    box: Box,
-    flips: Sequence[Flip],
-    precision: str,
-) -> Float[Tensor, "K X Y Z"]:
-    """Class probabilities on a box, the mean over the flips."""
-    device = network_device(network)
-    # Contexts are left before anything is yielded: a generator that sleeps inside one would leave it on for its caller.
-    with torch.inference_mode(), autocast(device, precision):
-        total = torch.zeros((), device=device)
-        for flip in flips:
-            if network.separable:
-                logits = _decode_together(network, encoded[flip], subset, box, flip)
-            else:
-                logits = _encode_and_decode(network, prepared, subset, box, flip, device)
-            total = total + logits.float().softmax(dim=1).flip(_axes(flip))
-        mean: Tensor = (total / len(flips))[0]
-    return mean
+    def encode(self, subsets: Iterable[ModalitySet], window: Box | None = None) -> Latents:
+        """Every sequence of the subsets that has brain in the window, mirrored in every way; nothing where the network
+        encodes jointly."""
+        network, prepared = self.network, self.prepared
+        if not network.separable:
+            return {}
+        needed = {name for subset in subsets for name in subset}
+        there = [m for m in network.modalities if m in needed and _box_in(network, prepared, m, window) is not None]
+        with torch.inference_mode(), autocast(network_device(network), self.precision):
+            return {f: {name: encode_alone(network, prepared, name, f, window) for name in there} for f in self.flips}
 
+    def answer(self, encoded: Latents, subset: ModalitySet, box: Box) -> Float[Tensor, "K X Y Z"]:
+        """Class probabilities on a box, the mean over the flips."""
+        network, device = self.network, network_device(self.network)
+        # Contexts are left before anything is yielded: a generator that sleeps inside one would leave it on for its
+        # caller.
+        with torch.inference_mode(), autocast(device, self.precision):
+            total = torch.zeros((), device=device)
+            for flip in self.flips:
+                if network.separable:
+                    logits = _decode_together(network, encoded[flip], subset, box, flip)
+                else:
+                    logits = _encode_and_decode(network, self.prepared, subset, box, flip, device)
+                total = total + logits.float().softmax(dim=1).flip(_axes(flip))
+            mean: Tensor = (total / len(self.flips))[0]
+        return mean
 
-def _in_one_pass(
-    network: AlignedSegmenter, prepared: Prepared, asked: Sequence[Asked], flips: Sequence[Flip], precision: str
-) -> Iterator[SubsetAnswer]:
-    encoded = _encoded(network, prepared, [subset for subset, _ in asked], flips, precision)
-    for subset, box in asked:
-        found = _answer(network, prepared, encoded, subset, box, flips, precision)
-        yield SubsetAnswer(subset, box, found.cpu().numpy())
+    def in_one_pass(self, asked: Sequence[Asked]) -> Iterator[SubsetAnswer]:
+        encoded = self.encode(subset for subset, _ in asked)
+        for subset, box in asked:
+            yield SubsetAnswer(subset, box, self.answer(encoded, subset, box).cpu().numpy())
 
+    def by_windows(self, asked: Sequence[Asked], windows: Windows) -> Iterator[SubsetAnswer]:
+        """As many subsets at a time as there is room for the sums of their answers."""
+        held = [4 * (self.network.backbone.classes + 1) * prod(box.shape) for _, box in asked]
+        while asked:
+            count = max(1, sum(total <= windows.memory_gb * 1e9 for total in accumulate(held)))
+            yield from self._some_by_windows(asked[:count], windows)
+            asked, held = asked[count:], held[count:]
 
-def _by_windows(
-    network: AlignedSegmenter,
-    prepared: Prepared,
-    asked: Sequence[Asked],
-    flips: Sequence[Flip],
-    precision: str,
-    windows: Windows,
-) -> Iterator[SubsetAnswer]:
-    """As many subsets at a time as there is room for the sums of their answers."""
-    held = [4 * (network.backbone.classes + 1) * prod(box.shape) for _, box in asked]
-    while asked:
-        count = max(1, sum(total <= windows.memory_gb * 1e9 for total in accumulate(held)))
-        yield from _some_by_windows(network, prepared, asked[:count], flips, precision, windows)
-        asked, held = asked[count:], held[count:]
-
-
-def _some_by_windows(
-    network: AlignedSegmenter,
-    prepared: Prepared,
-    asked: Sequence[Asked],
-    flips: Sequence[Flip],
-    precision: str,
-    windows: Windows,
-) -> Iterator[SubsetAnswer]:
-    weights = windows.weights()
-    sums = [torch.zeros((network.backbone.classes, *box.shape)) for _, box in asked]
-    shares = [torch.zeros(box.shape) for _, box in asked]
-    theirs = [set(windows.over(box, network.stride)) for _, box in asked]
-    for window in sorted(set().union(*theirs), key=lambda w: w.start):
-        present = [i for i, mine in enumerate(theirs) if window in mine]
-        encoded = _encoded(network, prepared, [asked[i][0] for i in present], flips, precision, window)
-        for i in present:
-            subset, box = asked[i]
-            if all(_box_in(network, prepared, name, window) is None for name in subset):
-                continue  # no brain here: background
-            found = _answer(network, prepared, encoded, subset, window, flips, precision).cpu()
-            inside = _common(window, box)
-            there, here = inside.relative_to(box.start).slices, inside.relative_to(window.start).slices
-            sums[i][(slice(None), *there)] += weights[here] * found[(slice(None), *here)]
-            shares[i][there] += weights[here]
-    for (subset, box), total, share in zip(asked, sums, shares, strict=True):
-        nobody = share == 0
-        total[0][nobody] = share[nobody] = 1
-        yield SubsetAnswer(subset, box, (total / share).numpy())
-
-
-def _common(one: Box, other: Box) -> Box:
-    """What two boxes that meet have in common."""
-    start = [max(a, b) for a, b in zip(one.start, other.start, strict=True)]
-    stop = [min(a, b) for a, b in zip(one.stop, other.stop, strict=True)]
-    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+    def _some_by_windows(self, asked: Sequence[Asked], windows: Windows) -> Iterator[SubsetAnswer]:
+        network, weights = self.network, windows.weights()
+        sums = [torch.zeros((network.backbone.classes, *box.shape)) for _, box in asked]
+        shares = [torch.zeros(box.shape) for _, box in asked]
+        theirs = [set(windows.over(box, network.stride)) for _, box in asked]
+        for window in sorted(set().union(*theirs), key=lambda w: w.start):
+            present = [i for i, mine in enumerate(theirs) if window in mine]
+            encoded = self.encode([asked[i][0] for i in present], window)
+            for i in present:
+                subset, box = asked[i]
+                inside = box.overlap(window)
+                if inside is None or all(_box_in(network, self.prepared, name, window) is None for name in subset):
+                    continue  # no brain here: background
+                found = self.answer(encoded, subset, window).cpu()
+                there, here = inside.relative_to(box.start).slices, inside.relative_to(window.start).slices
+                sums[i][(slice(None), *there)] += weights[here] * found[(slice(None), *here)]
+                shares[i][there] += weights[here]
+        for (subset, box), total, share in zip(asked, sums, shares, strict=True):
+            nobody = share == 0
+            total[0][nobody] = share[nobody] = 1
+            yield SubsetAnswer(subset, box, (total / share).numpy())
 
 
 @lru_cache(maxsize=32)
@@ -308,10 +277,11 @@ def _box_in(network: AlignedSegmenter, prepared: Prepared, name: str, window: Bo
     box = _network_box(network, prepared, name)
     if window is None:
         return box
-    start, stop = list(_common(box, window).start), list(_common(box, window).stop)
-    if any(a >= b for a, b in zip(start, stop, strict=True)):
+    inside = box.overlap(window)
+    if inside is None:
         return None
-    for axis, least in enumerate([2 * network.stride] * 3):
+    start, stop, least = list(inside.start), list(inside.stop), 2 * network.stride
+    for axis in range(3):
         start[axis] = min(start[axis], max(stop[axis] - least, window.start[axis]))
         stop[axis] = max(stop[axis], start[axis] + least)
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))

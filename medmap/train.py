@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import medmap
-from medmap.align import AlignedSegmenter, Output, build_segmenter, placed
+from medmap.align import AlignedSegmenter, Output, build_segmenter
 from medmap.checkpoint import (
     flatten_optimizer,
     load_network,
@@ -45,6 +45,7 @@ from medmap.errors import CheckpointError, ConfigError, DivergenceError
 from medmap.evaluate import on_common_box
 from medmap.inference import answer_subsets
 from medmap.models.backbone import trait
+from medmap.models.blocks import placed
 from medmap.predict import answerable, resolve_device, resolve_precision
 from medmap.run import (
     ENV,

@@ -30,12 +30,12 @@ from medmap.align import (
     build_anchor,
     build_segmenter,
     fill_absent,
-    placed,
 )
 from medmap.config import AlignConfig, ModelConfig
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.errors import ConfigError, InputError
 from medmap.models.backbone import stacked
+from medmap.models.blocks import placed
 from medmap.models.unet import SIZES, UNetSize
 
 THREE = ModalitySet(("t1n", "t1c", "t2f"))
@@ -596,7 +596,8 @@ def test_a_student_is_not_asked_for_without_a_teacher(weights: dict[str, float],
 
 def test_students_may_do_without_a_teacher_who_teaches_nothing() -> None:
     model = ModelConfig(name="pmkl", size="tiny", loss_weights={"teacher": 0, "kd": 0, "contrastive": 0})
-    build_segmenter(model, AlignConfig(anchor="none"), GLIOMA_MRI, 4)
+    network = build_segmenter(model, AlignConfig(anchor="none"), GLIOMA_MRI, 4)
+    assert len(network.backbone.supported_subsets()) == len(GLIOMA_MRI) + 1
 
 
 def test_students_of_pmkl_are_named_by_their_subsets() -> None:

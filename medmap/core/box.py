@@ -71,6 +71,16 @@ class Box:
         """This box in coordinates whose zero is ``origin``."""
         return self.shifted(_triple(-a for a in origin))
 
+    def overlap(self, other: Box) -> Box | None:
+        """What two boxes have in common; None where they do not meet.
+
+        >>> Box((0, 0, 0), (4, 4, 4)).overlap(Box((2, 3, -1), (9, 9, 2)))
+        Box(start=(2, 3, 0), stop=(4, 4, 2))
+        """
+        start = _triple(max(a, b) for a, b in zip(self.start, other.start, strict=True))
+        stop = _triple(min(a, b) for a, b in zip(self.stop, other.stop, strict=True))
+        return Box(start, stop) if all(a < b for a, b in zip(start, stop, strict=True)) else None
+
     @staticmethod
     def union(boxes: Iterable[Box]) -> Box:
         """The smallest box that holds all the given ones (at least one)."""
@@ -123,9 +133,7 @@ class Boxed:
     def window(self, window: Box) -> NDArray[Any]:
         """A copy of any window of the grid (it may reach past the grid), zeros outside this volume's own box."""
         out = np.zeros(window.shape, self.values.dtype)
-        lower = [max(a, b) for a, b in zip(self.box.start, window.start, strict=True)]
-        upper = [min(a, b) for a, b in zip(self.box.stop, window.stop, strict=True)]
-        if all(a < b for a, b in zip(lower, upper, strict=True)):
-            overlap = Box(_triple(lower), _triple(upper))
+        overlap = self.box.overlap(window)
+        if overlap is not None:
             out[overlap.relative_to(window.start).slices] = self.values[overlap.relative_to(self.box.start).slices]
         return out

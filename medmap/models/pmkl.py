@@ -1,4 +1,4 @@
-"""PMKL: a teacher that sees every sequence, and students that learn from it and see one, or a few.
+"""PMKL: a teacher that sees every sequence, and students that see a few; longer than others, being two networks.
 
 Teacher, for modality j and level l with stride 2^(l−1)::
 
