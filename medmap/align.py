@@ -250,6 +250,17 @@ class AlignedSegmenter(nn.Module):
         )
         return stem_alone and self.backbone.separable
 
+    def digested(self, encoded: Encoded) -> Encoded:
+        """With what the backbone makes of each latent whatever the others are in place of the latent, at the levels
+        where it says so and nothing is filled in or rescaled before it decodes."""
+        digest = getattr(self.backbone, "digest", None)
+        if digest is None:
+            return encoded
+        changed = {STEM, *(self.anchors if self.fill != "none" or self.scale_at_test else ())}
+        ready = [level for level in encoded.levels if level not in changed]
+        digests = {level: {n: digest(level, n, z) for n, z in encoded.levels[level].items()} for level in ready}
+        return replace(encoded, levels={k: z for k, z in encoded.levels.items() if k not in ready}, digests=digests)
+
     def anchor_weights(self) -> dict[str, dict[str, float]]:
         """{level: {modality: w}} of the anchors that have weights."""
         found = {level: self._anchor(level).weights() for level in self.anchors}

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache, reduce
 from itertools import accumulate, combinations, groupby, product
 from math import inf, prod
 from typing import Any, NamedTuple
@@ -69,10 +69,11 @@ class SubsetAnswer(NamedTuple):
 
 @dataclass(frozen=True)
 class SequenceLatents:
-    """One sequence, encoded: {level: [1 C x y z]} on its own box."""
+    """One sequence, encoded on its own box: {level: [1 C x y z]}, {level: what the backbone made of that}."""
 
     box: Box
     levels: dict[str, Tensor]
+    digests: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -168,16 +169,18 @@ class _Looked:
     flips: Sequence[Flip]
     precision: str
 
-    def encode(self, subsets: Iterable[ModalitySet], window: Box | None = None) -> Latents:
+    def encode(self, asked: Sequence[Asked], window: Box | None = None) -> Latents:
         """Every sequence of the subsets that has brain in the window, mirrored in every way; nothing where the network
-        encodes jointly."""
+        encodes jointly. asked: subsets and the boxes on which they will be decoded."""
         network, prepared = self.network, self.prepared
         if not network.separable:
             return {}
-        needed = {name for subset in subsets for name in subset}
-        there = [m for m in network.modalities if m in needed and _box_in(network, prepared, m, window) is not None]
+        needed = {name for subset, _ in asked for name in subset}
+        own = {m: box for m in network.modalities if m in needed and (box := _box_in(network, prepared, m, window))}
+        # Latents that are to be laid on a larger box are still needed as they are.
+        alike = set(own) == needed and all(own[name] == box for subset, box in asked for name in subset)
         with torch.inference_mode(), autocast(network_device(network), self.precision):
-            return {f: {name: encode_alone(network, prepared, name, f, window) for name in there} for f in self.flips}
+            return {f: {m: encode_alone(network, prepared, m, f, window, alike) for m in own} for f in self.flips}
 
     def answer(self, encoded: Latents, subset: ModalitySet, box: Box) -> Float[Tensor, "K X Y Z"]:
         """Class probabilities on a box, the mean over the flips."""
@@ -185,18 +188,19 @@ class _Looked:
         # Contexts are left before anything is yielded: a generator that sleeps inside one would leave it on for its
         # caller.
         with torch.inference_mode(), autocast(device, self.precision):
-            total = torch.zeros((), device=device)
+            answers = []
             for flip in self.flips:
                 if network.separable:
                     logits = _decode_together(network, encoded[flip], subset, box, flip)
                 else:
                     logits = _encode_and_decode(network, self.prepared, subset, box, flip, device)
-                total = total + logits.float().softmax(dim=1).flip(_axes(flip))
-            mean: Tensor = (total / len(self.flips))[0]
-        return mean
+                one = logits.contiguous().softmax(dim=1, dtype=torch.float32)
+                answers.append(one.flip(_axes(flip)) if flip else one)
+            mean: Tensor = reduce(torch.add, answers) / len(answers) if len(answers) > 1 else answers[0]
+        return mean[0]
 
     def in_one_pass(self, asked: Sequence[Asked]) -> Iterator[SubsetAnswer]:
-        encoded = self.encode(subset for subset, _ in asked)
+        encoded = self.encode(asked)
         for subset, box in asked:
             yield SubsetAnswer(subset, box, self.answer(encoded, subset, box).cpu().numpy())
 
@@ -215,7 +219,7 @@ class _Looked:
         theirs = [set(windows.over(box, network.stride)) for _, box in asked]
         for window in sorted(set().union(*theirs), key=lambda w: w.start):
             present = [i for i, mine in enumerate(theirs) if window in mine]
-            encoded = self.encode([asked[i][0] for i in present], window)
+            encoded = self.encode([(asked[i][0], window) for i in present], window)
             for i in present:
                 subset, box = asked[i]
                 inside = box.overlap(window)
@@ -239,11 +243,12 @@ def voxels_at_once(network: AlignedSegmenter, flips: int, precision: str, memory
     images = {name: torch.zeros(1, 1, edge, edge, edge, device=device) for name in network.modalities}
     everything = torch.ones(1, len(network.modalities), dtype=torch.bool, device=device)
     with torch.inference_mode(), autocast(device, precision), _Counted() as counted:
-        encoded = network.encode(images, everything)
-        latents = sum(z.numel() * z.element_size() for level in encoded.levels.values() for z in level.values())
+        encoded = network.digested(network.encode(images, everything))
+        held = tree_leaves([list(encoded.levels.values()), list(encoded.digests.values())])
+        latents = sum(z.numel() * z.element_size() for z in held)
         network.decode(encoded, everything)
-    held = counted.most + (flips - 1) * latents * network.separable  # all flips are encoded before anything is decoded
-    return memory_gb * 1e9 / (ROOM * held / edge**3 + ANSWERS * 4 * network.backbone.classes)
+    most = counted.most + (flips - 1) * latents * network.separable  # all flips are encoded before anything is decoded
+    return memory_gb * 1e9 / (ROOM * most / edge**3 + ANSWERS * 4 * network.backbone.classes)
 
 
 class _Counted(TorchDispatchMode):
@@ -288,27 +293,39 @@ def _box_in(network: AlignedSegmenter, prepared: Prepared, name: str, window: Bo
 
 
 def encode_alone(
-    network: AlignedSegmenter, prepared: Prepared, name: str, flip: Flip = (), window: Box | None = None
+    network: AlignedSegmenter,
+    prepared: Prepared,
+    name: str,
+    flip: Flip = (),
+    window: Box | None = None,
+    digested: bool = False,
 ) -> SequenceLatents:
     """One sequence of a patient through its own encoder, on its own brain box or what of it lies in a window (a
-    separable network)."""
+    separable network). digested: see `AlignedSegmenter.digested`"""
     device = network_device(network)
     box = _box_in(network, prepared, name, window)
     assert box is not None, f"{name} has no brain in {window}"
     encoded = network.encode({name: _image(prepared, name, box, flip, device)}, _mask(network, [name], device))
-    return SequenceLatents(box, {level: encoded.levels[level][name] for level in network.backbone.strides})
+    if digested:
+        encoded = network.digested(encoded)
+    levels, digests = ({level: z[name] for level, z in some.items()} for some in (encoded.levels, encoded.digests))
+    return SequenceLatents(box, levels, digests)
 
 
 def _decode_together(
     network: AlignedSegmenter, latents: dict[str, SequenceLatents], subset: ModalitySet, box: Box, flip: Flip
 ) -> Tensor:
-    levels = {}
+    levels, digests = {}, {}
     for level, stride in network.backbone.strides.items():
-        placed = {name: _on_box(latents[name], level, stride, box, flip) for name in subset if name in latents}
+        there = {name: latents[name] for name in subset if name in latents}
+        if all(level in one.digests for one in there.values()):
+            digests[level] = {name: one.digests[level] for name, one in there.items()}
+            continue
+        placed = {name: _on_box(one, level, stride, box, flip) for name, one in there.items()}
         nothing = torch.zeros_like(next(iter(placed.values())))  # of a sequence that has no brain in this window
         levels[level] = {name: placed.get(name, nothing) for name in subset}
     kept = _mask(network, subset, network_device(network))
-    return network.decode(Encoded(levels, box.shape), kept).logits
+    return network.decode(Encoded(levels, box.shape, digests=digests), kept).logits
 
 
 def _encode_and_decode(

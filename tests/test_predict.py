@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
@@ -635,7 +636,8 @@ def test_windows_cover_a_box_and_lie_on_a_lattice_that_is_fixed(
 
 def test_a_pass_may_be_larger_the_less_it_holds(plain: AlignedSegmenter) -> None:
     one, four = (voxels_at_once(plain, flips, "fp32", 1.0) for flips in (1, 4))
-    latents = sum(channels / 8**level for level, channels in enumerate((8, 16, 32, 48)))  # per voxel and sequence
+    held = (8, 16 + 1, 32 + 1, 48 + 1)  # channels of a level, and the weight of a gated one
+    latents = sum(channels / 8**level for level, channels in enumerate(held))  # per voxel and sequence
     assert 1e9 / four - 1e9 / one == pytest.approx(inference.ROOM * 3 * 4 * 4 * latents)
     assert voxels_at_once(plain, 1, "bf16", 1.0) > one
     assert voxels_at_once(plain, 1, "fp32", 2.0) == pytest.approx(2 * one)
@@ -672,3 +674,20 @@ class Voxelwise(torch.nn.Module):
         images = encoded.levels["x1"]
         none = torch.zeros_like(next(iter(images.values())))
         return Decoded(self.mix(torch.cat([images.get(name, none) for name in self.modalities], dim=1)), {}, {})
+
+
+def test_what_is_made_of_a_sequence_once_for_all_subsets_changes_no_answer(
+    plain: AlignedSegmenter, prepared: Prepared
+) -> None:
+    """Bit for bit: with its own box on the common one, and laid on a larger one."""
+    torch.manual_seed(0)
+    network = copy.deepcopy(plain)
+    for fusion in network.backbone.fusions.values():
+        for score in fusion.scores.values():
+            torch.nn.init.normal_(score.weight)
+    alike = made_up_prepared(dict.fromkeys(GLIOMA_MRI, BOXES["t1n"]))
+    for patient in (alike, prepared):
+        before = answers(network, patient, ALL)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(AlignedSegmenter, "digested", lambda self, encoded: encoded)
+            assert all(same(one, two) for one, two in zip(before, answers(network, patient, ALL), strict=True))

@@ -36,6 +36,7 @@ class Encoded:
     context: whatever the backbone hands from encode to decode besides; None for a separable backbone
     filled:  per level, Bool[B M] of latents that were put in for absent ones
     seen:    Bool[B M], what was encoded, for a backbone whose own losses look at what was dropped
+    digests: {level: {modality: what the backbone's ``digest`` made of these latents}}, where that is done already
     """
 
     levels: Levels
@@ -43,6 +44,12 @@ class Encoded:
     context: Any = None
     filled: Mapping[str, Tensor] = field(default_factory=dict)
     seen: Tensor | None = None
+    digests: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def digest(self, backbone: Backbone, level: str, name: str) -> Any:
+        """A backbone's digest of one latent: the one that is here, or a new one."""
+        ready = self.digests.get(level, {})
+        return ready[name] if name in ready else backbone.digest(level, name, self.levels[level][name])  # type: ignore[attr-defined]
 
     def present(self, level: str, kept: Bool[Tensor, "B M"]) -> Bool[Tensor, "B M"]:
         """Which latents of a level a decoder may use: the kept ones, and those that were filled in."""
@@ -102,6 +109,8 @@ class Backbone(Protocol):
     stages:       shares of the training steps at which another part begins to learn, with a new learning rate
     uses_dropped: in training it wants the latents of what is seen but not kept as well, for its own losses
     gaussian:     a latent holds a mean and a log-variance, half of the channels each
+    digest:       (level, modality, latent) → what ``decode`` makes of this latent whatever the others are; decode asks
+                  `Encoded.digest` for it, and for many subsets it is made once
     progress:     the trainer sets it before each step to the share of the steps that are done, 0 … 1
     """
 

@@ -63,7 +63,7 @@ from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, columns, encode_rows, stacked
-from medmap.models.blocks import cropped, encode_separately, instance_norm, size_named
+from medmap.models.blocks import LeakyReLU, cropped, encode_separately, instance_norm, size_named
 
 Latents = Mapping[str, Tensor]
 
@@ -182,7 +182,7 @@ class _Normalise(nn.Module):
 
 def _conv(before: int, channels: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
     """Normalisation, LeakyReLU(0.2), convolution."""
-    return nn.Sequential(_Normalise(), nn.LeakyReLU(0.2, inplace=True), _bare(before, channels, kernel, stride))
+    return nn.Sequential(_Normalise(), LeakyReLU(0.2), _bare(before, channels, kernel, stride))
 
 
 def _bare(before: int, channels: int, kernel: int = 3, stride: int = 1) -> nn.Conv3d:

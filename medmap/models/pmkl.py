@@ -58,7 +58,15 @@ from torch.nn import functional as F
 from medmap.core.modality import ModalitySet
 from medmap.errors import ConfigError, InputError
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, Term, columns, encode_rows, stacked
-from medmap.models.blocks import InstanceNorm, cropped, encode_separately, mean_of_present, pad_to_stride, size_named
+from medmap.models.blocks import (
+    InstanceNorm,
+    LeakyReLU,
+    cropped,
+    encode_separately,
+    mean_of_present,
+    pad_to_stride,
+    size_named,
+)
 from medmap.models.distillation import contrastive_loss, distillation_loss
 
 IMAGE, TEACHER = "image", "teacher"
@@ -300,7 +308,7 @@ def _conv(before: int, channels: int, kernel: int = 3, stride: int = 1) -> nn.Co
 
 
 def _activation(channels: int) -> nn.Sequential:
-    return nn.Sequential(InstanceNorm(channels), nn.LeakyReLU(0.2, inplace=True))
+    return nn.Sequential(InstanceNorm(channels), LeakyReLU(0.2))
 
 
 def _upsampling(below: int, channels: int, light: bool) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""RFNet: features are fused region by region, with a probability map of the classes as the guide.
+"""RFNet: features are fused region by region, guided by probability maps; longer than others, with two decoders.
 
 Per modality j and level l, in encoder j (conv without bias, IN = instance normalisation, act = LeakyReLU 0.2):
 
@@ -24,7 +24,8 @@ the first 1/15 of the training (20 of 300 epochs) L_seg(logits) has no gradient:
 What is absent. [x_j]_{j∈S} is a concatenation over all M with zeros at the absent. Only linear maps read it: the
 convolutions of 1 voxel, without bias, and W₁, whose bias b₁ is no modality's own. So the sum over S alone comes out, as
 in a network that was never built for the others. The gates are sigmoids, one by one, and those of the absent are 0.
-Absent images meet no encoder and no decoder.
+Absent images meet no encoder and no decoder. Nothing is concatenated either: each modality goes through its own columns
+of these maps, once for all subsets it is in, and the results are added.
 
 Latents for alignment are (u, v), twice the channels of x_{j,l}: what stands before the two normalisations. The decoders
 apply IN, act and the sum to them; the function that is computed is the published one. Without a bias what is 0 around
@@ -51,6 +52,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -58,8 +60,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
-from medmap.models.backbone import Auxiliary, Decoded, Encoded, columns, stacked
-from medmap.models.blocks import cropped, encode_separately, instance_norm, size_named
+from medmap.models.backbone import Auxiliary, Decoded, Encoded, columns
+from medmap.models.blocks import cropped, encode_separately, instance_norm, leaky_relu, size_named
 
 SLOPE = 0.2
 EPSILON = 1e-3
@@ -89,6 +91,24 @@ class RFNetSize:
         return self.light and level == "x1"
 
 
+class Part(NamedTuple):
+    """What the fused decoder needs of one modality at one level, whatever the others are.
+
+    features [B C x y z]; embedded, short: their share of what the first convolutions of embed and refine' give
+    """
+
+    features: Tensor
+    embedded: Tensor
+    short: Tensor
+
+    def masked(self, rows: Bool[Tensor, " B"]) -> Part:
+        """0 in the samples that are not to be looked at."""
+        if bool(rows.all()):
+            return self
+        mask = rows[:, None, None, None, None]
+        return Part(*(torch.where(mask, z, 0) for z in self))
+
+
 class RFNet(nn.Module):
     """Region-aware fusion; see the head of this file.
 
@@ -115,7 +135,7 @@ class RFNet(nn.Module):
         self.loss_weights = {"separate": 1.0, "prm": 1.0}
         self.encoders = nn.ModuleDict({name: _Encoder(shape) for name in modalities})
         self.separate = _SeparateDecoder(shape, classes)
-        self.fused = _FusedDecoder(shape, len(modalities), classes)
+        self.fused = _FusedDecoder(shape, modalities, classes)
         self.apply(_initialise)
 
     def supported_subsets(self) -> list[ModalitySet]:
@@ -124,29 +144,29 @@ class RFNet(nn.Module):
     def encode(self, images: Mapping[str, Tensor], seen: Bool[Tensor, "B M"]) -> Encoded:
         return encode_separately(self.encoders, images, seen, self.modalities, self.strides)
 
+    def digest(self, level: str, name: str, latent: Tensor) -> Part:
+        """Features of a modality and what the linear maps of the fused decoder make of them."""
+        features = features_of(latent, self.channels[level])
+        index = self.modalities.names.index(name)
+        readers = self.fused.maps[level].embed[0], self.fused.fusions[level].short_cut[0]
+        return Part(features, *(reader.of_one(features, index) for reader in readers))
+
     def decode(self, encoded: Encoded, kept: Bool[Tensor, "B M"]) -> Decoded:
         own = encoded.own(kept) if self.training else torch.zeros_like(kept)
-        present = {level: encoded.present(level, kept) for level in self.strides}
-        features = {
-            level: {
-                name: features_of(encoded.levels[level][name], channels)
-                for name, _ in columns(present[level] | own, self.modalities)
-            }
-            for level, channels in self.channels.items()
-        }
-        joined = {level: self._joined(features[level], present[level]) for level in self.strides}
-        logits, maps = self.fused(joined, present)
+        parts: dict[str, dict[str, Part]] = {}
+        features: dict[str, dict[str, Tensor]] = {}
+        for level in self.strides:
+            present = encoded.present(level, kept)
+            used = [name for name, _ in columns(present | own, self.modalities)]
+            whole = {name: encoded.digest(self, level, name) for name in used}
+            features[level] = {name: part.features for name, part in whole.items()}
+            parts[level] = {name: whole[name].masked(rows) for name, rows in columns(present, self.modalities)}
+        logits, maps = self.fused(parts, {level: encoded.present(level, kept) for level in self.strides})
         if self.training and self.progress < WARM_UP:
             logits = logits.detach() + 0 * logits
         auxiliary = {**self._separate(features, own), **self._maps(maps)} if self.training else {}
         auxiliary = {name: Auxiliary(cropped(z, encoded.size), rows) for name, (z, rows) in auxiliary.items()}
         return Decoded(cropped(logits, encoded.size), auxiliary, {})
-
-    def _joined(self, features: Mapping[str, Tensor], present: Tensor) -> Float[Tensor, "B M C x y z"]:
-        """One level's features in one tensor, 0 where a modality is not present."""
-        rows = dict(columns(present, self.modalities))
-        there = {name: torch.where(mask[:, None, None, None, None], features[name], 0) for name, mask in rows.items()}
-        return stacked(there, self.modalities)
 
     def _separate(self, features: Mapping[str, Mapping[str, Tensor]], own: Tensor) -> dict[str, Auxiliary]:
         """Each modality segmented by itself, in the samples that have it; 0 in the others."""
@@ -164,7 +184,7 @@ class RFNet(nn.Module):
 
 def activated(x: Tensor) -> Tensor:
     """Instance normalisation without parameters, then LeakyReLU(0.2)."""
-    return F.leaky_relu(instance_norm(x, eps=EPSILON), SLOPE, inplace=True)
+    return leaky_relu(instance_norm(x, eps=EPSILON), SLOPE)
 
 
 def features_of(latent: Float[Tensor, "B D x y z"], channels: int) -> Float[Tensor, "B C x y z"]:
@@ -202,6 +222,10 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return activated(self.conv(x))
+
+    def of_one(self, x: Tensor, index: int) -> Tensor:
+        """The convolution's share of part ``index`` of a joined input whose parts have as many channels as x."""
+        return F.conv3d(x, self.conv.weight[:, index * x.shape[1] : (index + 1) * x.shape[1]])
 
 
 def _refinement(before: int, inner: int, after: int, light: bool) -> nn.Sequential:
@@ -296,15 +320,17 @@ class _SeparateDecoder(nn.Module):
 
 
 class _FusedDecoder(nn.Module):
-    """Logits, and those of the probability map of every level, from features {level: [B M C x y z]}."""
+    """Logits, and those of the probability map of every level, from the modalities' parts."""
 
-    def __init__(self, shape: RFNetSize, modalities: int, classes: int) -> None:
+    def __init__(self, shape: RFNetSize, modalities: ModalitySet, classes: int) -> None:
         super().__init__()
         levels = shape.levels()
         self.stages = _stages(shape, merges=True)
         self.maps = nn.ModuleDict(
             {
-                level: _ProbabilityMap(modalities, c, classes, shape.is_light(level), deepest=level not in self.stages)
+                level: _ProbabilityMap(
+                    len(modalities), c, classes, shape.is_light(level), deepest=level not in self.stages
+                )
                 for level, c in levels.items()
             }
         )
@@ -317,15 +343,15 @@ class _FusedDecoder(nn.Module):
         self.head = nn.Conv3d(shape.channels[0], classes, 1)
 
     def forward(
-        self, features: Mapping[str, Tensor], present: Mapping[str, Tensor]
+        self, parts: Mapping[str, Mapping[str, Part]], present: Mapping[str, Tensor]
     ) -> tuple[Float[Tensor, "B K x y z"], dict[str, Tensor]]:
         maps: dict[str, Tensor] = {}
         x = None
-        for level in reversed(list(features)):
+        for level in reversed(list(parts)):
             h = None if x is None else self.stages[level].up(x)
-            maps[level] = self.maps[level](features[level], h)
+            maps[level] = self.maps[level](parts[level], h)
             # Detached: the map learns from its own supervision, and the fusion takes it as it is.
-            skip = self.fusions[level](features[level], maps[level].detach().softmax(dim=1), present[level])
+            skip = self.fusions[level](parts[level], maps[level].detach().softmax(dim=1), present[level])
             x = skip if h is None else self.stages[level].join(h, skip)
         return self.head(x), maps
 
@@ -339,8 +365,8 @@ class _ProbabilityMap(nn.Module):
         self.inner = _Block(channels if deepest else 2 * channels, MAP_CHANNELS, 1)
         self.head = nn.Conv3d(MAP_CHANNELS, classes, 1)
 
-    def forward(self, features: Float[Tensor, "B M C x y z"], h: Tensor | None) -> Float[Tensor, "B K x y z"]:
-        x = self.embed(features.flatten(1, 2))
+    def forward(self, parts: Mapping[str, Part], h: Tensor | None) -> Float[Tensor, "B K x y z"]:
+        x = _after_first(self.embed, reduce(torch.add, (part.embedded for part in parts.values())))
         logits: Tensor = self.head(self.inner(x if h is None else torch.cat([h, x], dim=1)))
         return logits
 
@@ -348,40 +374,70 @@ class _ProbabilityMap(nn.Module):
 class _RegionFusion(nn.Module):
     """The skip connection of one level: features weighed per region and modality, beside a plain short cut."""
 
-    def __init__(self, modalities: int, channels: int, classes: int, hidden: int, light: bool) -> None:
+    def __init__(self, modalities: ModalitySet, channels: int, classes: int, hidden: int, light: bool) -> None:
         super().__init__()
+        self.modalities = modalities
         self.gates = nn.ModuleList(
             nn.Sequential(
-                nn.Linear(modalities * channels + 1, hidden), nn.LeakyReLU(SLOPE), nn.Linear(hidden, modalities)
+                nn.Linear(len(modalities) * channels + 1, hidden),
+                nn.LeakyReLU(SLOPE),
+                nn.Linear(hidden, len(modalities)),
             )
             for _ in range(classes)
         )
         self.refine = _refinement(classes * channels, channels, channels // 2, light)
-        self.short_cut = _refinement(modalities * channels, channels, channels // 2, light)
+        self.short_cut = _refinement(len(modalities) * channels, channels, channels // 2, light)
 
     def forward(
-        self,
-        features: Float[Tensor, "B M C x y z"],
-        p: Float[Tensor, "B K x y z"],
-        present: Bool[Tensor, "B M"],
+        self, parts: Mapping[str, Part], p: Float[Tensor, "B K x y z"], present: Bool[Tensor, "B M"]
     ) -> Float[Tensor, "B C x y z"]:
-        regions = self.refine(self.regions(features, p, present).flatten(1, 2))
-        return torch.cat([regions, self.short_cut(features.flatten(1, 2))], dim=1)
+        regions = self.regions({name: part.features for name, part in parts.items()}, p, present)
+        short = reduce(torch.add, (part.short for part in parts.values()))
+        return torch.cat([_after_first(self.refine, regions), _after_first(self.short_cut, short)], dim=1)
 
-    def regions(self, features: Tensor, p: Tensor, present: Tensor) -> Float[Tensor, "B K C x y z"]:
-        """p_k Σ_j w_jk x_j of every region k."""
-        weights = self.weights(features, p, present).to(features.dtype)
-        mixed = (weights @ features.flatten(2)).unflatten(2, features.shape[2:])
-        return p[:, :, None].to(mixed.dtype) * mixed
+    def regions(
+        self, features: Mapping[str, Float[Tensor, "B C x y z"]], p: Tensor, present: Tensor
+    ) -> Float[Tensor, "B C x y z"]:
+        """Σ_k R_k p_k Σ_j w_jk x_j with R = [R_k]_k the first convolution of refine, as Σ_k p_k ([w_jk R_k]_j [x_j]_j).
 
-    def weights(self, features: Tensor, p: Tensor, present: Tensor) -> Float[Tensor, "B K M"]:
+        The sum over modalities goes into the convolution's weights, which are small, in place of K mixtures, which are
+        not.
+        """
+        weights = self.weights(features, p, present)[:, :, [self.modalities.names.index(name) for name in features]]
+        x = torch.cat(list(features.values()), dim=1)
+        rows = self.refine[0].conv.weight.flatten(1).unflatten(1, (p.shape[1], 1, -1))
+        each = []
+        for one, maps, w in zip(x.split(1), p.to(x.dtype).split(1), weights, strict=True):
+            kernels = (rows * w[..., None]).flatten(2)[..., None, None, None]
+            each.append(
+                reduce(torch.add, (F.conv3d(one, kernels[:, k]) * maps[:, k : k + 1] for k in range(p.shape[1])))
+            )
+        return each[0] if len(each) == 1 else torch.cat(each)
+
+    def weights(self, features: Mapping[str, Tensor], p: Tensor, present: Tensor) -> Float[Tensor, "B K M"]:
         """w of every region and modality, between 0 and 1, and 0 for what is not present."""
-        area = p.flatten(2).float().mean(dim=2)
-        sums = torch.einsum("bkv,bmcv->bkmc", p.flatten(2).to(features.dtype), features.flatten(3))
-        pooled = sums.flatten(2) / p[0, 0].numel() / (area[..., None] + 1e-7)
-        given = torch.cat([pooled, area[..., None]], dim=2)
+        area = p.flatten(2).float().mean(dim=2)[..., None]
+        some = next(iter(features.values()))
+        guide = _last(p).transpose(1, 2).to(some.dtype)
+        sums = {name: (guide @ _last(x)).float() / guide.shape[2] for name, x in features.items()}
+        nothing = area.new_zeros(*p.shape[:2], some.shape[1])
+        pooled = [sums[name] / (area + 1e-7) if name in sums else nothing for name in self.modalities]
+        given = torch.cat([*pooled, area], dim=2)
         scores = torch.stack([gate(given[:, k]) for k, gate in enumerate(self.gates)], dim=1)
         return scores.sigmoid() * present[:, None]
+
+
+def _after_first(refinement: nn.Sequential, x: Tensor) -> Tensor:
+    """The rest of a refinement whose first convolution is done."""
+    x = activated(x)
+    for block in refinement[1:]:
+        x = block(x)
+    return x
+
+
+def _last(x: Float[Tensor, "B C x y z"]) -> Float[Tensor, "B v C"]:
+    """Voxels in rows; no copy where channels lie last."""
+    return x.permute(0, 2, 3, 4, 1).flatten(1, 3)
 
 
 SIZES: dict[str, RFNetSize] = {

@@ -1,7 +1,7 @@
 """The plain backbone: one encoder per modality, a gated mean at every level, one decoder.
 
     z_{j,l} = encoder_j(x_j)                                              per modality j, level l
-    a_{j,l} = softmax over kept j of score_{j,l}(z_{j,l})                  per voxel; scores start at 0: a mean
+    a_{j,l} = softmax over kept j of score_{j,l}(z_{j,l})                  per voxel, |score| ≤ 40; they start at 0
     f_l     = act(norm(Σ_j a_{j,l} z_{j,l}))
     logits  = decoder(f_1 … f_L)
 
@@ -13,20 +13,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from medmap.core.modality import ModalitySet
-from medmap.models.backbone import Auxiliary, Decoded, Encoded
+from medmap.models.backbone import Auxiliary, Decoded, Encoded, columns
 from medmap.models.blocks import (
     DecoderLevel,
     EncoderLevel,
     cropped,
     encode_separately,
+    gated_mean,
     mean_of_present,
     normalise,
     size_named,
+    weighed,
 )
 
 
@@ -90,10 +93,16 @@ class UNet(nn.Module):
     def encode(self, images: Mapping[str, Tensor], seen: Bool[Tensor, "B M"]) -> Encoded:
         return encode_separately(self.encoders, images, seen, self.modalities, self.strides)
 
+    def digest(self, level: str, name: str, latent: Tensor) -> Any:
+        """What fusion needs of a modality, whatever the others are."""
+        return self.fusions[level].digest(name, latent)
+
     def decode(self, encoded: Encoded, kept: Bool[Tensor, "B M"]) -> Decoded:
-        fused = {
-            level: fusion(encoded.levels[level], encoded.present(level, kept)) for level, fusion in self.fusions.items()
-        }
+        fused = {}
+        for level, fusion in self.fusions.items():
+            present = encoded.present(level, kept)
+            parts = {name: encoded.digest(self, level, name) for name, _ in columns(present, self.modalities)}
+            fused[level] = fusion(parts, present)
         *shallow, deepest = self.strides
         x = fused[deepest]
         auxiliary = {}
@@ -139,8 +148,12 @@ class _GatedMean(nn.Module):
             nn.init.zeros_(score.weight)
         self.after = normalise(channels)
 
-    def forward(self, latents: Mapping[str, Tensor], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B C x y z"]:
-        fused: Tensor = self.after(mean_of_present(latents, present, self.modalities, self.scores))
+    def digest(self, name: str, latent: Tensor) -> Any:
+        return weighed(latent, self.scores[name](latent)) if self.scores else latent
+
+    def forward(self, parts: Mapping[str, Any], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B C x y z"]:
+        mean = gated_mean if self.scores else mean_of_present
+        fused: Tensor = self.after(mean(parts, present, self.modalities))
         return fused
 
 

@@ -14,6 +14,7 @@ from medmap.errors import ConfigError
 from medmap.models.check import check_backbone, faults
 from medmap.models.rfnet import (
     SIZES,
+    Part,
     RFNet,
     RFNetSize,
     _EncoderLevel,
@@ -23,6 +24,7 @@ from medmap.models.rfnet import (
 )
 
 THREE = ModalitySet(("t1n", "t1c", "t2f"))
+TWO = ModalitySet(("t1c", "t2f"))
 
 # Another batch size takes another convolution kernel, whose float32 sums differ in the last digits.
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -128,11 +130,11 @@ class _Recorder(nn.Module):
 
 def test_features_are_averaged_over_each_region_and_modality() -> None:
     """Two regions of a volume of four voxels: region 0 is the first three, region 1 the last."""
-    fusion = _RegionFusion(modalities=2, channels=2, classes=2, hidden=4, light=True)
+    fusion = _RegionFusion(TWO, channels=2, classes=2, hidden=4, light=True)
     fusion.gates = nn.ModuleList([_Recorder(), _Recorder()])
-    features = torch.zeros(1, 2, 2, 4, 1, 1)
-    features[0, 0, 0, :, 0, 0] = torch.tensor([1.0, 2.0, 3.0, 10.0])
-    features[0, 1, 1, :, 0, 0] = torch.tensor([0.0, 0.0, 6.0, 20.0])
+    features = {name: torch.zeros(1, 2, 4, 1, 1) for name in TWO}
+    features["t1c"][0, 0, :, 0, 0] = torch.tensor([1.0, 2.0, 3.0, 10.0])
+    features["t2f"][0, 1, :, 0, 0] = torch.tensor([0.0, 0.0, 6.0, 20.0])
     p = torch.tensor([[1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])[None, :, :, None, None]
     weights = fusion.weights(features, p, torch.tensor([[True, False]]))
     torch.testing.assert_close(fusion.gates[0].given, torch.tensor([[2.0, 0, 0, 2.0, 0.75]]))
@@ -141,20 +143,31 @@ def test_features_are_averaged_over_each_region_and_modality() -> None:
 
 
 def test_an_empty_region_does_no_harm() -> None:
-    fusion = _RegionFusion(modalities=2, channels=4, classes=2, hidden=4, light=False)
+    fusion = _RegionFusion(TWO, channels=4, classes=2, hidden=4, light=False)
     p = torch.stack([torch.ones(1, 4, 4, 4), torch.zeros(1, 4, 4, 4)], dim=1)
-    assert fusion(torch.randn(1, 2, 4, 4, 4, 4), p, torch.ones(1, 2, dtype=torch.bool)).isfinite().all()
+    parts = {name: Part(*torch.randn(3, 1, 4, 4, 4, 4)) for name in TWO}
+    assert fusion(parts, p, torch.ones(1, 2, dtype=torch.bool)).isfinite().all()
 
 
-def test_regions_are_weighed_sums_of_the_modalities() -> None:
-    fusion = _RegionFusion(modalities=2, channels=2, classes=3, hidden=4, light=False)
-    features, p = torch.randn(2, 2, 2, 3, 3, 3), torch.randn(2, 3, 3, 3, 3).softmax(dim=1)
+def test_regions_are_weighed_sums_of_the_modalities_joined_and_convolved() -> None:
+    fusion = _RegionFusion(TWO, channels=2, classes=3, hidden=4, light=False)
+    features, p = {name: torch.randn(2, 2, 3, 3, 3) for name in TWO}, torch.randn(2, 3, 3, 3, 3).softmax(dim=1)
     present = torch.tensor([[True, True], [True, False]])
-    features[1, 1] = 0
-    regions, w = fusion.regions(features, p, present), fusion.weights(features, p, present)
-    for k in range(3):
-        expected = sum(p[:, k, None] * w[:, k, m, None, None, None, None] * features[:, m] for m in range(2))
-        torch.testing.assert_close(regions[:, k], expected)
+    features["t2f"][1] = 0
+    w = fusion.weights(features, p, present)[..., None, None, None, None]
+    joined = [sum(p[:, k, None] * w[:, k, m] * features[name] for m, name in enumerate(TWO)) for k in range(3)]
+    expected = fusion.refine[0].conv(torch.cat(joined, dim=1))
+    torch.testing.assert_close(fusion.regions(features, p, present), expected)
+
+
+def test_a_modality_goes_through_its_own_columns_of_what_reads_all_of_them() -> None:
+    net = RFNet(TWO, classes=3, size="tiny")
+    latents = {name: torch.randn(1, 2 * net.channels["x2"], 4, 4, 4) for name in TWO}
+    parts = {name: net.digest("x2", name, z) for name, z in latents.items()}
+    joined = torch.cat([part.features for part in parts.values()], dim=1)
+    embedded, short = sum(part.embedded for part in parts.values()), sum(part.short for part in parts.values())
+    torch.testing.assert_close(embedded, net.fused.maps["x2"].embed[0].conv(joined), **CLOSE)
+    torch.testing.assert_close(short, net.fused.fusions["x2"].short_cut[0].conv(joined), **CLOSE)
 
 
 def _without(net: RFNet, name: str) -> RFNet:
