@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from medmap.align import AlignedSegmenter
+from medmap.compiled import Compiled
 from medmap.core.box import Box, Index3
 from medmap.core.case import Prepared
 from medmap.core.modality import ModalitySet
@@ -114,6 +115,7 @@ def answer_subsets(
     mirror: Sequence[int] = (),
     precision: str = "fp32",
     windows: Windows | None = None,
+    compiled: Compiled | None = None,
 ) -> Iterator[SubsetAnswer]:
     """Class probabilities of a patient for each subset of sequences, one after the other.
 
@@ -122,6 +124,7 @@ def answer_subsets(
     mirror:    axes; the mean over all 2^n flips is taken
     precision: fp32 | bf16 (autocast)
     windows:   for patients whom one pass would take too much memory for; None: one pass whatever it takes
+    compiled:  the same network as a graph, for a single subset in one pass of sequences with one box; torch does others
 
     Raises InputError for a subset with a sequence the patient does not have, or the network does not know.
     """
@@ -137,7 +140,7 @@ def answer_subsets(
             )
     flips = [f for size in range(len(mirror) + 1) for f in combinations(sorted(set(mirror)), size)]
     asked = [(subset, Box.union(_network_box(network, prepared, name) for name in subset)) for subset in subsets]
-    looked = _Looked(network, prepared, flips, precision)
+    looked = _Looked(network, prepared, flips, precision, compiled)
     room = inf if windows is None else voxels_at_once(network, len(flips), precision, windows.memory_gb)
     for fits, some in groupby(asked, lambda one: prod(one[1].shape) <= room):
         if windows is None or fits:
@@ -168,6 +171,7 @@ class _Looked:
     prepared: Prepared
     flips: Sequence[Flip]
     precision: str
+    compiled: Compiled | None = None
 
     def encode(self, asked: Sequence[Asked], window: Box | None = None) -> Latents:
         """Every sequence of the subsets that has brain in the window, mirrored in every way; nothing where the network
@@ -200,9 +204,23 @@ class _Looked:
         return mean[0]
 
     def in_one_pass(self, asked: Sequence[Asked]) -> Iterator[SubsetAnswer]:
+        if self.compiled is not None and len(asked) == 1 and self._alike(*asked[0]):
+            yield SubsetAnswer(*asked[0], self.compiled_answer(self.compiled, *asked[0]))
+            return
         encoded = self.encode(asked)
         for subset, box in asked:
             yield SubsetAnswer(subset, box, self.answer(encoded, subset, box).cpu().numpy())
+
+    def _alike(self, subset: ModalitySet, box: Box) -> bool:
+        return all(_network_box(self.network, self.prepared, name) == box for name in subset)
+
+    def compiled_answer(self, compiled: Compiled, subset: ModalitySet, box: Box) -> NDArray[np.float32]:
+        """What `answer` gives, from the graph."""
+        total = np.zeros((), np.float32)
+        for flip in self.flips:
+            images = {name: _image(self.prepared, name, box, flip, torch.device("cpu")) for name in subset}
+            total = total + np.flip(compiled(images), _axes(flip))[0]
+        return total / len(self.flips)
 
     def by_windows(self, asked: Sequence[Asked], windows: Windows) -> Iterator[SubsetAnswer]:
         """As many subsets at a time as there is room for the sums of their answers."""

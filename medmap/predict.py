@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ import torch
 from medmap.align import AlignedSegmenter
 from medmap.card import SHIPPED
 from medmap.checkpoint import load_network
+from medmap.compiled import Compiled
 from medmap.core.case import Case, Prediction, Prepared
 from medmap.core.metrics import postprocess
 from medmap.core.modality import ModalitySet
@@ -18,6 +21,9 @@ from medmap.data.preprocess import prepare_case, restore
 from medmap.errors import CheckpointError, InputError
 from medmap.inference import SubsetAnswer, Windows, answer_subsets, network_device
 from medmap.run import ModelCard, find_runs, read_run
+
+AGREEMENT = 0.999
+"""OpenVINO is used where at least this share of the voxels of a first patient gets the labels that torch gives."""
 
 
 def answerable(networks: Sequence[AlignedSegmenter], names: Iterable[str]) -> list[ModalitySet]:
@@ -41,6 +47,21 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     except OSError:
         return "fp32"
     return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
+
+
+def resolve_engine(engine: str, device: torch.device) -> str:
+    """``auto`` → openvino where it is installed and works on the device, a CPU, else torch; other names stay.
+
+    Raises InputError for openvino where it cannot be had.
+    """
+    there = find_spec("openvino") is not None
+    if engine == "auto":
+        return "openvino" if there and device.type == "cpu" else "torch"
+    if engine == "openvino" and device.type != "cpu":
+        raise InputError(f"engine openvino computes on a CPU, not on {device}; leave --engine out, or add --device cpu")
+    if engine == "openvino" and not there:
+        raise InputError("engine openvino is not installed; pip install 'medmap[cpu]', or leave --engine out")
+    return engine
 
 
 def resolve_device(device: str) -> torch.device:
@@ -69,6 +90,7 @@ class Predictor:
         precision: str = "auto",
         et_min_ml: float = 0.5,
         windows: Windows | None = None,
+        engine: str = "torch",
     ) -> None:
         self.networks = tuple(networks)
         self.card = card
@@ -77,13 +99,25 @@ class Predictor:
         self.precision = resolve_precision(precision, self.device)
         self.et_min_ml = float(et_min_ml)
         self.windows = windows
+        self._asked, self.engine = engine, resolve_engine(engine, self.device)
+        self.agreement: float | None = None
+        graphs = self.engine == "openvino"
+        self._compiled = [Compiled(network, self.precision) if graphs else None for network in networks]
 
     @classmethod
     def load(
-        cls, path: Path = SHIPPED, *, which: str = "best", device: str = "auto", precision: str = "auto"
+        cls,
+        path: Path = SHIPPED,
+        *,
+        which: str = "best",
+        device: str = "auto",
+        precision: str = "auto",
+        engine: str = "torch",
     ) -> Predictor:
         """From a run folder, or from a folder of folds or seeds: these answer together, by the mean of probabilities.
         By default what comes with medmap, which was trained on simulated patients alone.
+
+        engine: what computes predictions, torch | openvino | auto, see `resolve_engine`
 
         Raises CheckpointError when there is no run, or the runs are not of one kind.
         """
@@ -104,20 +138,49 @@ class Predictor:
             precision=precision,
             et_min_ml=config.predict.et_min_ml,
             windows=Windows(config.predict.memory_gb, config.train.patch),
+            engine=engine,
         )
 
     def answers(self, prepared: Prepared, subsets: Iterable[ModalitySet]) -> Iterator[SubsetAnswer]:
         """Class probabilities on the common grid, subset by subset: the mean over the networks."""
-        subsets = list(subsets)
+        yield from self._answers(prepared, list(subsets), [None] * len(self.networks))
+
+    def _answers(
+        self, prepared: Prepared, subsets: Sequence[ModalitySet], graphs: Sequence[Compiled | None]
+    ) -> Iterator[SubsetAnswer]:
+        how: dict[str, Any] = {"mirror": self.mirror, "precision": self.precision, "windows": self.windows}
         streams = [
-            answer_subsets(
-                network, prepared, subsets, mirror=self.mirror, precision=self.precision, windows=self.windows
-            )
-            for network in self.networks
+            answer_subsets(network, prepared, subsets, compiled=graph, **how)
+            for network, graph in zip(self.networks, graphs, strict=True)
         ]
         for several in zip(*streams, strict=True):
             mean = np.mean([answer.probabilities for answer in several], axis=0, dtype=np.float32)
             yield SubsetAnswer(several[0].subset, several[0].box, mean)
+
+    def _answer(self, prepared: Prepared, subset: ModalitySet) -> SubsetAnswer:
+        """One subset, by the chosen engine.
+
+        The first time OpenVINO answers, torch answers too: what a compiler made of a network is believed after it was
+        seen to say the same.
+        """
+        if self.engine == "torch" or self.agreement is not None:
+            (answer,) = self._answers(prepared, [subset], self._compiled)
+            return answer
+        (known,) = self.answers(prepared, [subset])
+        try:
+            (answer,) = self._answers(prepared, [subset], self._compiled)
+        except InputError:
+            if self._asked == "openvino":
+                raise
+            self.agreement = 0.0
+        else:
+            if np.array_equal(answer.probabilities, known.probabilities):
+                return known  # torch gave both: boxes of several sizes, or windows
+            self.agreement = float((answer.probabilities.argmax(0) == known.probabilities.argmax(0)).mean())
+        if self.agreement < AGREEMENT:
+            self.engine, self._compiled = "torch", [None] * len(self.networks)
+            return known
+        return answer
 
     def usable(self, names: Iterable[str]) -> ModalitySet:
         """The sequences among ``names`` that the model knows. Raises InputError when there is none."""
@@ -148,7 +211,7 @@ class Predictor:
         notes = (f"{', '.join(left)} not used: the model has no answer from all of {given}",) if left else ()
         known = Case(case.id, {name: case.images[name] for name in used}, case.affine)
         prepared = prepare_case(known, None, self.card.spacing_mm)
-        (answer,) = self.answers(prepared, [used])
+        answer = self._answer(prepared, used)
         native = restore(answer.on_grid(prepared.grid.shape), prepared)
         classes = native.argmax(axis=0).astype(np.uint8)
         if clean:
