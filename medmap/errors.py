@@ -4,7 +4,8 @@
     ├── InputError        a file, folder, image or argument is not what it must be
     ├── ConfigError       a key or value of the configuration
     ├── CheckpointError   weights that do not fit, or a run folder that is not whole
-    └── DivergenceError   training produced a number that is not finite
+    ├── DivergenceError   training produced a number that is not finite
+    └── ClusterError      machines that cannot be reached, or that die at the work
 
 Every message names the thing, what was found, what was expected and what to do.
 """
@@ -28,3 +29,7 @@ class CheckpointError(MedmapError):
 
 class DivergenceError(MedmapError):
     """Training produced a loss or a gradient that is not finite."""
+
+
+class ClusterError(MedmapError):
+    """Machines that should do the work cannot be reached, or die at it."""

@@ -7,9 +7,11 @@ becomes of the numbers: `medmap.scores`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +22,11 @@ from medmap.core.labels import LabelScheme
 from medmap.core.metrics import convention_named
 from medmap.core.modality import ModalitySet
 from medmap.data.store import Store
-from medmap.errors import CheckpointError, InputError
+from medmap.errors import CheckpointError, InputError, MedmapError
 from medmap.inference import SubsetAnswer
 from medmap.predict import Predictor, answerable
-from medmap.run import ENV, SPLITS, find_runs, read_run
+from medmap.run import ENV, SPLITS, ModelCard, find_runs, memory_gb, read_run
+from medmap.scale import spread
 from medmap.scores import Progress, Score, score_classes, write_scores
 
 SAME_SPACING_MM = 0.01
@@ -42,26 +45,37 @@ def evaluate_cases(
     Raises InputError, before any work, where labels mean other classes than the model's, voxels have another size, or a
     case has no segmentation or no sequence that the model knows.
     """
-    scheme = predictor.card.scheme
-    check_scorable(store, ids, scheme, predictor.card.modalities)
-    trained_mm = predictor.card.spacing_mm  # None: on each data set's own spacing, so that it takes any
+    check_fit(store, ids, predictor.card)
+    rows: list[Score] = []
+    for number, case in enumerate(ids, start=1):
+        rows += score_case(predictor, store, case, convention)
+        on_progress(case, number, len(ids))
+    return rows
+
+
+def score_case(predictor: Predictor, store: Store, case: str, convention: str = "brats") -> list[Score]:
+    """Score a model on one case: every subset of the sequences that it has."""
+    prepared, scheme = store.load(case), predictor.card.scheme
+    spacing_mm, et_min_ml = prepared.grid.spacing_mm, predictor.et_min_ml
+    rows: list[Score] = []
+    for answer in predictor.answers(prepared, answerable(predictor.networks, prepared.images)):
+        predicted, truth = on_common_box(answer, prepared)
+        scores = score_classes(predicted, truth, spacing_mm, scheme, et_min_ml=et_min_ml, convention=convention)
+        whose = case, store.patient(case), str(answer.subset)
+        rows += [Score(*whose, region, metric, value) for (region, metric), value in scores.items()]
+    return rows
+
+
+def check_fit(store: Store, ids: Iterable[str], card: ModelCard) -> None:
+    """Raises InputError for cases that cannot be scored, or whose voxels have another size than the model's."""
+    check_scorable(store, ids, card.scheme, card.modalities)
+    trained_mm = card.spacing_mm  # None: on each data set's own spacing, so that it takes any
     if trained_mm is not None and not (store.spacing_mm and abs(store.spacing_mm - trained_mm) <= SAME_SPACING_MM):
         found = "of several sizes" if store.spacing_mm is None else f"of {store.spacing_mm:g} mm"
         raise InputError(
             f"{store.path}: voxels {found}; the model was trained at {trained_mm:g} mm. "
             f"Prepare the data with --spacing {trained_mm:g}"
         )
-    rows: list[Score] = []
-    for number, case in enumerate(ids, start=1):
-        prepared = store.load(case)
-        for answer in predictor.answers(prepared, answerable(predictor.networks, prepared.images)):
-            predicted, truth = on_common_box(answer, prepared)
-            spacing_mm, et_min_ml = prepared.grid.spacing_mm, predictor.et_min_ml
-            scores = score_classes(predicted, truth, spacing_mm, scheme, et_min_ml=et_min_ml, convention=convention)
-            whose = case, store.patient(case), str(answer.subset)
-            rows += [Score(*whose, region, metric, value) for (region, metric), value in scores.items()]
-        on_progress(case, number, len(ids))
-    return rows
 
 
 def check_scorable(store: Store, ids: Iterable[str], scheme: LabelScheme, modalities: ModalitySet) -> None:
@@ -103,33 +117,35 @@ def evaluate(
     which: str = "best",
     convention: str = "brats",
     device: str = "auto",
+    ray: str | None = None,
     on_progress: Progress = lambda case, done, total: None,
 ) -> Path:
     """Evaluate a run, or a folder of folds, and write subsets.csv and summary.json; returns the folder they are in.
 
     Without ``data`` every run is scored on its own test part, and the folds of a folder are pooled. With ``data`` all
-    its cases are scored, by the folds together as an ensemble, into PATH/on-NAME.
+    its cases are scored, by the folds together as an ensemble, into PATH/on-NAME. With ``ray``, the address of a Ray
+    cluster, cases are spread over its machines (`medmap.scale`), and the tables are the same.
 
     Raises InputError for an unknown convention and data that cannot be scored, CheckpointError for a folder without
-    runs, runs that test one case twice or are not of one kind, and data that are gone or were changed.
+    runs, runs that test one case twice or are not of one kind, and data that are gone or were changed; ClusterError
+    where a cluster fails.
     """
     convention_named(convention)
     runs = find_runs(path)
+    scored = partial(_scored, which=which, convention=convention, device=device, ray=ray, on_progress=on_progress)
     if data is not None:
-        predictor = Predictor.load(path, which=which, device=device)
-        rows = evaluate_cases(predictor, data, data.ids, convention=convention, on_progress=on_progress)
+        (rows,), card = scored([_Part(path, data, data.ids)]), read_run(runs[0])[1]
         out = path / f"on-{name or data.path.name}"
         members = f"{len(runs)} networks together" if len(runs) > 1 else "one network"
         evaluated = f"all {len(data.ids)} cases of {out.name[3:]}, {members}"
         about = {"evaluated": evaluated, "runs": len(runs), "checkpoint": which}
-        write_scores(out, rows, predictor.card.modalities, predictor.card.scheme, convention, [data], about)
+        write_scores(out, rows, card.modalities, card.scheme, convention, [data], about)
         return out
     splits, stores = read_splits(runs), [run_store(run) for run in runs]
+    parts = [_Part(run, store, split["test"]) for run, split, store in zip(runs, splits, stores, strict=True)]
+    card = read_run(runs[0])[1]  # that of all runs: read_splits has looked
     pooled: list[Score] = []
-    for run, split, store in zip(runs, splits, stores, strict=True):
-        predictor = Predictor.load(run, which=which, device=device)
-        rows = evaluate_cases(predictor, store, split["test"], convention=convention, on_progress=on_progress)
-        card = predictor.card
+    for run, split, store, rows in zip(runs, splits, stores, scored(parts), strict=True):
         about = {"evaluated": f"test part of {split['name']}", "runs": 1, "checkpoint": which}
         about["split_sha256"] = [split["sha256"]]
         write_scores(run, rows, card.modalities, card.scheme, convention, [store], about)
@@ -138,6 +154,50 @@ def evaluate(
         about = {"evaluated": f"test parts of {len(runs)} runs, pooled", "runs": len(runs), "checkpoint": which}
         write_scores(path, pooled, card.modalities, card.scheme, convention, stores, about)
     return path
+
+
+class _Part(NamedTuple):
+    """Cases of a store, to be scored by the networks of a folder together."""
+
+    folder: Path
+    store: Store
+    ids: Sequence[str]
+
+
+class _Scorer:
+    """Scores one case after the other, and keeps the networks that it was last asked for."""
+
+    def __init__(self, which: str, device: str, convention: str) -> None:
+        self.which, self.device, self.convention = which, device, convention
+        self.warm: tuple[Path, Path] | None = None
+
+    def __call__(self, task: tuple[Path, Path, str]) -> list[Score]:
+        folder, store, case = task
+        if self.warm != (folder, store):
+            self.predictor, self.store = Predictor.load(folder, which=self.which, device=self.device), Store(store)
+            self.warm = folder, store
+        return score_case(self.predictor, self.store, case, self.convention)
+
+
+def _scored(
+    parts: Sequence[_Part], *, which: str, convention: str, device: str, ray: str | None, on_progress: Progress
+) -> Iterator[list[Score]]:
+    """The rows of part after part, in the order of its cases, as soon as they are whole."""
+    for part in parts:
+        check_fit(part.store, part.ids, read_run(find_runs(part.folder)[0])[1])
+    tasks = [(part.folder, part.store.path, case) for part in parts for case in part.ids]
+    make, need_gb = partial(_Scorer, which, device, convention), max(memory_gb(find_runs(p.folder)) for p in parts)
+    found: dict[str, list[Score]] = {}  # no case is in two parts
+    results = spread(make, tasks, address=ray, device=device, memory_gb=need_gb, called=lambda task: f"case {task[2]}")
+    with closing(results):
+        for part in parts:
+            while any(case not in found for case in part.ids):
+                index, rows = next(results)
+                if isinstance(rows, MedmapError):
+                    raise rows
+                found[tasks[index][2]] = rows
+                on_progress(tasks[index][2], len(found), len(tasks))
+            yield [row for case in part.ids for row in found[case]]
 
 
 def read_splits(runs: Sequence[Path]) -> list[dict[str, Any]]:

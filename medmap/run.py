@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +94,11 @@ def find_runs(path: Path) -> list[Path]:
     if not runs:
         raise CheckpointError(f"{path}: no run in it ({CONFIG} and {CARD}); train one with `medmap train -o {path}`")
     return runs
+
+
+def memory_gb(runs: Sequence[Path]) -> float:
+    """What a process may take that answers with the networks of some runs together."""
+    return 1.0 + sum(read_run(run)[0].predict.memory_gb for run in runs)
 
 
 def is_finished(run: Path) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -147,6 +147,33 @@ def segment_case(
     kind = np.dtype("float16" if probabilities is True else str(probabilities)) if probabilities else None
     _write(out, prediction, scheme, inputs.reference.path, record, regions, kind)
     return out
+
+
+@dataclass(frozen=True)
+class Task:
+    """One mask to be made."""
+
+    inputs: Inputs
+    mask: Path
+
+
+def segmenter(
+    model: ModelFolder, device: str, precision: str, options: Mapping[str, Any]
+) -> Callable[[Task], dict[str, Any]]:
+    """A function that makes one mask after the other and returns the JSON beside it; the networks are loaded once.
+
+    options: of `segment_case`
+    """
+    from medmap.predict import Predictor
+
+    predictor = Predictor.load(model.path, which=model.which, device=device, precision=precision)
+
+    def segment(task: Task) -> dict[str, Any]:
+        mask = segment_case(predictor, task.inputs, task.mask, model=model, **options)
+        record: dict[str, Any] = json.loads(record_path(mask).read_text(encoding="utf-8"))
+        return record
+
+    return segment
 
 
 def record_path(mask: Path) -> Path:

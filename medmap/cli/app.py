@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 import medmap
 from medmap.cli import about, console, data, predict, score, train
-from medmap.cli.options import COMMON
+from medmap.cli.options import COMMON, RayCommand
 from medmap.core.memory import keep_freed_memory
 from medmap.errors import MedmapError
 
@@ -91,7 +91,7 @@ _FRAMEWORK = (
     typer.Abort,
     *(kind for kind in typer.BadParameter.__mro__ if not issubclass(Exception, kind)),
 )
-EXTRAS = {"monai": "train", "lightning_fabric": "train", "matplotlib": "report", "jinja2": "report"}
+EXTRAS = {"monai": "train", "lightning_fabric": "train", "matplotlib": "report", "jinja2": "report", "ray": "ray"}
 """Which extra brings a package that is imported late."""
 
 VERBS = {
@@ -109,6 +109,9 @@ VERBS = {
 }
 """Every verb, in the order of the help."""
 
+COMMANDS = {"train": train.TrainCommand, "evaluate": RayCommand, "predict": RayCommand}
+"""Verbs that take their options in a way of their own."""
+
 app = typer.Typer(
     cls=Verbs,
     callback=everywhere,
@@ -119,4 +122,4 @@ app = typer.Typer(
     epilog=COMMON,
 )
 for _name, _verb in VERBS.items():
-    app.command(_name, cls=train.TrainCommand if _name == "train" else None, epilog=COMMON)(_verb)
+    app.command(_name, cls=COMMANDS.get(_name), epilog=COMMON)(_verb)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 COMMON = (
     "Everywhere: -v more words, -q fewer, --debug shows tracebacks. "
@@ -36,10 +39,39 @@ class Kind(StrEnum):
     float32 = "float32"
 
 
+class RayCommand(TyperCommand):
+    """``--ray`` may have an address or none."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, _with_address(args))
+
+
+def _with_address(args: Sequence[str]) -> list[str]:
+    """What follows --ray is its value only where it is an address, so that an argument may follow as well.
+
+    >>> _with_address(["--ray", "auto", "RUN"]), _with_address(["--ray", "RUN"]), _with_address(["RUN", "--ray"])
+    (['--ray', 'auto', 'RUN'], ['--ray=local', 'RUN'], ['RUN', '--ray=local'])
+    """
+    following = [*args[1:], ""]
+    return [
+        "--ray=local" if arg == "--ray" and not re.fullmatch(r"auto|local|(ray://)?[^\s/]+:\d+", after) else arg
+        for arg, after in zip(args, following, strict=False)
+    ]
+
+
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 Modalities = Annotated[str, typer.Option("--modalities", metavar="LIST", help="Sequences, such as t1c+t2f.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done; write nothing.")]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[ADDRESS]",
+        help="Spread cases over a Ray cluster: auto, HOST:PORT, ray://HOST:PORT; or over this machine's cores or GPUs "
+        "where no address follows. All machines must see the same files.",
+    ),
+]
 Which = Annotated[Checkpoint, typer.Option("--checkpoint", help="Weights of a run to use.")]
 Labels = Annotated[
     str | None,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json as json_format
-from dataclasses import dataclass
+from contextlib import closing
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,13 +13,13 @@ from urllib.parse import quote
 import typer
 
 from medmap.cli import beforehand, console
-from medmap.cli.options import Checkpoint, Device, DryRun, Json, Kind, Precision, Which
+from medmap.cli.options import Checkpoint, Device, DryRun, Json, Kind, Precision, Ray, Which
 from medmap.errors import InputError, MedmapError
 
 if TYPE_CHECKING:
     from medmap.card import ModelFolder
     from medmap.core.labels import LabelScheme
-    from medmap.segment import Inputs
+    from medmap.segment import Inputs, Task
 
 _ORDER = "medmap.named"
 
@@ -36,14 +37,6 @@ def _file(name: str, what: str) -> Any:
 
 def _alias(name: str) -> Any:
     return typer.Option(f"--{name}", metavar="FILE", hidden=True, callback=_noted)
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One mask to be made."""
-
-    inputs: Inputs
-    mask: Path
 
 
 def predict(
@@ -88,6 +81,7 @@ def predict(
     checkpoint: Which = Checkpoint.best,
     device: Device = "auto",
     precision: Annotated[Precision, typer.Option("--precision", help="Arithmetic.")] = Precision.auto,
+    ray: Ray = None,
     json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -104,8 +98,14 @@ def predict(
             "name the images (--t1n --t1c --t2w --t2f FILE, --image NAME=FILE) or one folder of cases (-i FOLDER)"
             + (", not both" if named else "")
         )
+    if ray is not None:
+        if folder is None:
+            raise typer.BadParameter(
+                "spreads the cases of a folder (-i FOLDER); one patient is one task", param_hint="--ray"
+            )
+        beforehand.packages("ray", "ray")
     from medmap.card import SHIPPED, choose_scheme, read_model
-    from medmap.segment import read_inputs
+    from medmap.segment import Task, read_inputs
 
     known = read_model(model or SHIPPED, checkpoint.value)
     if known.about:
@@ -115,7 +115,7 @@ def predict(
         for name, path in named.items():
             beforehand.existing(path, f"the image {name}")
         beforehand.mask_name(out)
-        tasks = [_Task(read_inputs(named, resample, known=known.modalities), out)]
+        tasks = [Task(read_inputs(named, resample, known=known.modalities), out)]
         _refuse_overwriting_inputs(out, list(named.values()))
         skipped: list[str] = []
         failed: dict[str, str] = {}
@@ -128,7 +128,7 @@ def predict(
     records: dict[str, dict[str, Any]] = {}
     if tasks:
         options = {"scheme": scheme, "regions": regions, "probabilities": probabilities or False, "clean": not raw}
-        records = _segment(tasks, known, device, precision.value, options, failed, alone=folder is None)
+        records = _segment(tasks, known, device, precision.value, options, failed, ray, alone=folder is None)
     if json:
         one = next(iter(records.values()), None)
         whole = {"done": records, "skipped": skipped, "failed": failed}
@@ -168,10 +168,10 @@ def _refuse_overwriting_inputs(mask: Path, images: list[Path]) -> None:
 
 def _tasks_of(
     folder: Path, out: Path, model: ModelFolder, scheme: LabelScheme, resample: bool, overwrite: bool
-) -> tuple[list[_Task], list[str], dict[str, str]]:
+) -> tuple[list[Task], list[str], dict[str, str]]:
     """Masks to be made, ids of those that are there, and {id: why} of cases that cannot be done."""
     from medmap.data.layouts import recognise
-    from medmap.segment import read_inputs
+    from medmap.segment import Task, read_inputs
 
     beforehand.existing(folder, "a folder of cases, or a CSV table")
     if out.is_file() or out.name.lower().endswith((".nii", ".nii.gz")):
@@ -193,7 +193,7 @@ def _tasks_of(
             _refuse_other_mask(mask, inputs, model, scheme)
             skipped.append(case.id)
         else:
-            tasks.append(_Task(inputs, mask))
+            tasks.append(Task(inputs, mask))
     return tasks, skipped, failed
 
 
@@ -213,7 +213,7 @@ def _refuse_other_mask(mask: Path, inputs: Inputs, model: ModelFolder, scheme: L
         )
 
 
-def _bytes(task: _Task, scheme: LabelScheme, regions: bool, probabilities: Kind | None) -> int:
+def _bytes(task: Task, scheme: LabelScheme, regions: bool, probabilities: Kind | None) -> int:
     """At most this much is written for a case."""
     each = {None: 0, Kind.float16: 2, Kind.float32: 4}[probabilities]
     return prod(task.inputs.reference.grid.shape) * (1 + len(scheme.regions) * (int(regions) + each))
@@ -223,38 +223,43 @@ def _bytes(task: _Task, scheme: LabelScheme, regions: bool, probabilities: Kind 
 
 
 def _segment(
-    tasks: list[_Task],
+    tasks: list[Task],
     model: ModelFolder,
     device: str,
     precision: str,
     options: dict[str, Any],
     failed: dict[str, str],
+    ray: str | None,
     alone: bool,
 ) -> dict[str, dict[str, Any]]:
     """{id: the JSON beside its mask}; one model load for all. A case that fails is added to ``failed``."""
-    from medmap.predict import Predictor
-    from medmap.segment import record_path, segment_case
+    from medmap.run import memory_gb
+    from medmap.scale import spread
+    from medmap.segment import segmenter
 
-    predictor = Predictor.load(model.path, which=model.which, device=device, precision=precision)
-    networks = console.count(len(predictor.networks), "network")
-    console.detail(f"{model.path}: {networks} on {predictor.device}, {predictor.precision}")
-    records = {}
-    with console.progress("segmenting") as tell:
-        for number, task in enumerate(tasks, start=1):
-            id = task.inputs.id
-            try:
-                segment_case(predictor, task.inputs, task.mask, model=model, **options)
-                records[id] = json_format.loads(record_path(task.mask).read_text(encoding="utf-8"))
-            except MedmapError as error:
-                if alone:
-                    raise
-                failed[id] = str(error).removeprefix(f"case {id}: ")
-                console.warn(f"left out {id}: {failed[id]}")
+    make, need_gb = partial(segmenter, model, device, precision, options), memory_gb(model.runs)
+    results = spread(make, tasks, address=ray, device=device, memory_gb=need_gb, called=_called)
+    found: dict[int, dict[str, Any]] = {}
+    lost: dict[int, str] = {}
+    with console.progress("segmenting") as tell, closing(results):
+        for number, (index, result) in enumerate(results, start=1):
+            id = tasks[index].inputs.id
+            if not isinstance(result, MedmapError):
+                found[index] = result
+                _say_mask(tasks[index].mask, result, alone)
+            elif alone:
+                raise result
             else:
-                _say_mask(task.mask, records[id], alone)
+                lost[index] = str(result).removeprefix(f"case {id}: ")
+                console.warn(f"left out {id}: {lost[index]}")
             if not alone:
                 tell(number, len(tasks), id)
-    return records
+    failed |= {tasks[index].inputs.id: lost[index] for index in sorted(lost)}
+    return {tasks[index].inputs.id: found[index] for index in sorted(found)}
+
+
+def _called(task: Task) -> str:
+    return f"case {task.inputs.id}"
 
 
 def _code(done: int, failed: dict[str, str]) -> int:
@@ -264,6 +269,8 @@ def _code(done: int, failed: dict[str, str]) -> int:
 def _say_mask(mask: Path, record: dict[str, Any], alone: bool) -> None:
     for warning in record["warnings"]:
         console.warn(f"{record['case']}: {warning}")
+    by = record["model"]
+    console.detail(f"{mask}: {console.count(by['networks'], 'network')} on {by['device']}, {by['precision']}")
     sequences = record["sequences"]
     source = " + ".join(sequences["used"])
     missing = f" ({', '.join(sequences['missing'])} missing)" if sequences["missing"] else ""
@@ -285,7 +292,7 @@ def _interval(row: dict[str, Any]) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def _say_tasks(tasks: list[_Task], skipped: list[str], failed: dict[str, str], model: ModelFolder) -> None:
+def _say_tasks(tasks: list[Task], skipped: list[str], failed: dict[str, str], model: ModelFolder) -> None:
     plan = {
         "model": str(model.path),
         "would_make": {

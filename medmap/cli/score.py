@@ -10,7 +10,7 @@ import typer
 
 from medmap.cli import beforehand, console
 from medmap.cli.data import open_data
-from medmap.cli.options import Checkpoint, Device, Json, Labels, RunFolder, Which
+from medmap.cli.options import Checkpoint, Device, Json, Labels, Ray, RunFolder, Which
 from medmap.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def evaluate(
     ] = None,
     metric: Metric = "dice",
     device: Device = "auto",
+    ray: Ray = None,
     json: Json = False,
 ) -> None:
     """Score all subsets on held-out patients, or any masks.
@@ -54,6 +55,10 @@ def evaluate(
     console.MANNER.json = json
     if (pred is None) != (truth is None) or (run is None) == (pred is None):
         raise typer.BadParameter("name a RUN, or both --pred FOLDER and --truth FOLDER")
+    if ray is not None:
+        if run is None or baseline is not None:
+            raise typer.BadParameter("spreads the cases of a RUN; masks and floors need no cluster", param_hint="--ray")
+        beforehand.packages("ray", "ray")
     from medmap.core.metrics import METRICS, convention_named
 
     convention_named(empty)
@@ -69,7 +74,7 @@ def evaluate(
         if model.about:
             console.warn(model.about)
         beforehand.writable(run, "the table")
-        place = _score_run(model, data, name, labels, empty, baseline, device)
+        place = _score_run(model, data, name, labels, empty, baseline, device, ray)
         summary = json_format.loads((place / "summary.json").read_text(encoding="utf-8"))
     if json:
         console.answer_json({"folder": None if place is None else str(place), **summary})
@@ -157,6 +162,7 @@ def _score_run(
     empty: str,
     baseline: str | None,
     device: str,
+    ray: str | None,
 ) -> Path:
     """Score a run on its own test part or on other data; returns the folder of the table."""
     called = name or (None if data is None else data.resolve().name)
@@ -177,6 +183,7 @@ def _score_run(
             which=model.which,
             convention=empty,
             device=device,
+            ray=ray,
             on_progress=lambda case, done, total: tell(done, total, case),
         )
     if data is None:
