@@ -53,11 +53,15 @@ ROOM, ANSWERS = 1.1, 3.0
 
 
 class SubsetAnswer(NamedTuple):
-    """Class probabilities Float32[K X Y Z] of one subset on a box of the common grid; outside it is background."""
+    """Class probabilities Float32[K X Y Z] of one subset on a box of the common grid; outside it is background.
+
+    agreement: where OpenVINO computed them, the share of a probe's voxels to which it gives the labels that torch gives
+    """
 
     subset: ModalitySet
     box: Box
     probabilities: NDArray[np.float32]
+    agreement: float | None = None
 
     def on_grid(self, shape: tuple[int, int, int]) -> NDArray[np.float32]:
         """The probabilities on the whole common grid, background where no member of the subset has brain."""
@@ -205,7 +209,7 @@ class _Looked:
 
     def in_one_pass(self, asked: Sequence[Asked]) -> Iterator[SubsetAnswer]:
         if self.compiled is not None and len(asked) == 1 and self._alike(*asked[0]):
-            yield SubsetAnswer(*asked[0], self.compiled_answer(self.compiled, *asked[0]))
+            yield self.compiled_answer(self.compiled, *asked[0])
             return
         encoded = self.encode(asked)
         for subset, box in asked:
@@ -214,13 +218,13 @@ class _Looked:
     def _alike(self, subset: ModalitySet, box: Box) -> bool:
         return all(_network_box(self.network, self.prepared, name) == box for name in subset)
 
-    def compiled_answer(self, compiled: Compiled, subset: ModalitySet, box: Box) -> NDArray[np.float32]:
+    def compiled_answer(self, compiled: Compiled, subset: ModalitySet, box: Box) -> SubsetAnswer:
         """What `answer` gives, from the graph."""
         total = np.zeros((), np.float32)
         for flip in self.flips:
             images = {name: _image(self.prepared, name, box, flip, torch.device("cpu")) for name in subset}
             total = total + np.flip(compiled(images), _axes(flip))[0]
-        return total / len(self.flips)
+        return SubsetAnswer(subset, box, total / len(self.flips), compiled.agreement(subset.names))
 
     def by_windows(self, asked: Sequence[Asked], windows: Windows) -> Iterator[SubsetAnswer]:
         """As many subsets at a time as there is room for the sums of their answers."""

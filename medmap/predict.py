@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,13 @@ from medmap.align import AlignedSegmenter
 from medmap.card import SHIPPED
 from medmap.checkpoint import load_network
 from medmap.compiled import Compiled
-from medmap.core.case import Case, Prediction, Prepared
+from medmap.core.case import Case, Grid, Prediction, Prepared
 from medmap.core.metrics import postprocess
 from medmap.core.modality import ModalitySet
 from medmap.data.preprocess import prepare_case, restore
 from medmap.errors import CheckpointError, InputError
 from medmap.inference import SubsetAnswer, Windows, answer_subsets, network_device
 from medmap.run import ModelCard, find_runs, read_run
-
-AGREEMENT = 0.999
-"""OpenVINO is used where at least this share of the voxels of a first patient gets the labels that torch gives."""
 
 
 def answerable(networks: Sequence[AlignedSegmenter], names: Iterable[str]) -> list[ModalitySet]:
@@ -78,6 +76,16 @@ def resolve_device(device: str) -> torch.device:
     return found
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A patient ready for the network: own grid, common grid, the subset to be answered, and notes on what was left."""
+
+    grid: Grid
+    prepared: Prepared
+    used: ModalitySet
+    notes: tuple[str, ...]
+
+
 class Predictor:
     """Loaded once, asked many times: the networks of one run, or of all its folds as an ensemble."""
 
@@ -99,9 +107,7 @@ class Predictor:
         self.precision = resolve_precision(precision, self.device)
         self.et_min_ml = float(et_min_ml)
         self.windows = windows
-        self._asked, self.engine = engine, resolve_engine(engine, self.device)
-        self.agreement: float | None = None
-        graphs = self.engine == "openvino"
+        self._engine, graphs = engine, resolve_engine(engine, self.device) == "openvino"
         self._compiled = [Compiled(network, self.precision) if graphs else None for network in networks]
 
     @classmethod
@@ -155,32 +161,7 @@ class Predictor:
         ]
         for several in zip(*streams, strict=True):
             mean = np.mean([answer.probabilities for answer in several], axis=0, dtype=np.float32)
-            yield SubsetAnswer(several[0].subset, several[0].box, mean)
-
-    def _answer(self, prepared: Prepared, subset: ModalitySet) -> SubsetAnswer:
-        """One subset, by the chosen engine.
-
-        The first time OpenVINO answers, torch answers too: what a compiler made of a network is believed after it was
-        seen to say the same.
-        """
-        if self.engine == "torch" or self.agreement is not None:
-            (answer,) = self._answers(prepared, [subset], self._compiled)
-            return answer
-        (known,) = self.answers(prepared, [subset])
-        try:
-            (answer,) = self._answers(prepared, [subset], self._compiled)
-        except InputError:
-            if self._asked == "openvino":
-                raise
-            self.agreement = 0.0
-        else:
-            if np.array_equal(answer.probabilities, known.probabilities):
-                return known  # torch gave both: boxes of several sizes, or windows
-            self.agreement = float((answer.probabilities.argmax(0) == known.probabilities.argmax(0)).mean())
-        if self.agreement < AGREEMENT:
-            self.engine, self._compiled = "torch", [None] * len(self.networks)
-            return known
-        return answer
+            yield several[0]._replace(probabilities=mean)
 
     def usable(self, names: Iterable[str]) -> ModalitySet:
         """The sequences among ``names`` that the model knows. Raises InputError when there is none."""
@@ -194,12 +175,15 @@ class Predictor:
         return ModalitySet(tuple(common))
 
     def predict(self, case: Case, *, probabilities: bool = False, clean: bool = True) -> Prediction:
-        """The mask of a patient on the patient's own grid, from whatever sequences there are.
+        """The mask of a patient on the patient's own grid, from whatever sequences there are: `begin`, `answer` and
+        `finish`, whose errors it raises."""
+        begun = self.begin(case)
+        return self.finish(begun, self.answer(begun), probabilities=probabilities, clean=clean)
 
-        A model that does not answer every subset answers from the largest it can, and the notes say what was left out.
+    def begin(self, case: Case) -> Begun:
+        """A patient on the common grid, with the largest subset of sequences from which the model has an answer.
+
         Raises InputError when there is none.
-
-        clean: drop an enhancing tumour that is too small to be believed (``predict.et_min_ml``)
         """
         given = self.usable(case.images)
         possible = answerable(self.networks, given)
@@ -210,13 +194,34 @@ class Predictor:
         left = [name for name in given if name not in used]
         notes = (f"{', '.join(left)} not used: the model has no answer from all of {given}",) if left else ()
         known = Case(case.id, {name: case.images[name] for name in used}, case.affine)
-        prepared = prepare_case(known, None, self.card.spacing_mm)
-        answer = self._answer(prepared, used)
-        native = restore(answer.on_grid(prepared.grid.shape), prepared)
+        return Begun(case.grid, prepare_case(known, None, self.card.spacing_mm), used, notes)
+
+    def answer(self, begun: Begun) -> SubsetAnswer:
+        """Class probabilities on the common grid, by the chosen engine; by torch where ``auto`` chose another one that
+        cannot run this network.
+
+        Raises InputError where ``openvino`` was asked for and cannot.
+        """
+        try:
+            (answer,) = self._answers(begun.prepared, [begun.used], self._compiled)
+        except InputError:
+            if self._engine != "auto":
+                raise
+            (answer,) = self.answers(begun.prepared, [begun.used])
+        return answer
+
+    def finish(
+        self, begun: Begun, answer: SubsetAnswer, *, probabilities: bool = False, clean: bool = True
+    ) -> Prediction:
+        """The mask on the patient's own grid.
+
+        clean: drop an enhancing tumour that is too small to be believed (``predict.et_min_ml``)
+        """
+        native = restore(answer.on_grid(begun.prepared.grid.shape), begun.prepared)
         classes = native.argmax(axis=0).astype(np.uint8)
         if clean:
-            classes = postprocess(classes, self.card.scheme, case.grid.spacing_mm, self.et_min_ml)
+            classes = postprocess(classes, self.card.scheme, begun.grid.spacing_mm, self.et_min_ml)
         regions = None
         if probabilities:
             regions = {r: native[list(self.card.scheme.members(r))].sum(axis=0) for r in self.card.scheme.regions}
-        return Prediction(case.id, case.grid, classes, used.names, regions, notes)
+        return Prediction(begun.prepared.id, begun.grid, classes, begun.used.names, regions, begun.notes)

@@ -15,10 +15,13 @@ import secrets
 import shutil
 import socket
 import tempfile
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -41,6 +44,25 @@ REACH_S = 10.0
 
 LONGEST_ROOM = 40
 """Characters of a folder under which Ray's sockets still have names that the system takes (107)."""
+
+
+class Staged(ABC, Generic[Task, Result]):
+    """Work in three steps, of which the middle one uses all cores: ``write(compute(read(task)))``.
+
+    In one process the first step of the next task and the last one of the task before run beside it, each in a thread.
+    """
+
+    @abstractmethod
+    def read(self, task: Task) -> Any: ...
+
+    @abstractmethod
+    def compute(self, read: Any) -> Any: ...
+
+    @abstractmethod
+    def write(self, computed: Any) -> Result: ...
+
+    def __call__(self, task: Task) -> Result:
+        return self.write(self.compute(self.read(task)))
 
 
 def spread(
@@ -73,8 +95,8 @@ def spread(
     """
     if address is None:
         work = make()
-        for index, task in enumerate(tasks):
-            yield index, _tried(work, task)
+        results = _overlapped(work, tasks) if isinstance(work, Staged) else (_tried(work, task) for task in tasks)
+        yield from enumerate(results)
         return
     with _joined(address) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -83,6 +105,26 @@ def spread(
             yield from crew.results()
         finally:
             crew.dismiss()
+
+
+def _overlapped(work: Staged[Task, Result], tasks: Sequence[Task]) -> Iterator[Result | MedmapError]:
+    """The results in order; at most one task is read ahead, and one is being written."""
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        coming = deque(reader.submit(_tried, work.read, task) for task in tasks[:1])
+        leaving: deque[Future[Any]] = deque()
+        for following in range(1, len(tasks) + 1):
+            read = coming.popleft().result()
+            coming.extend(reader.submit(_tried, work.read, task) for task in tasks[following : following + 1])
+            computed = read if isinstance(read, MedmapError) else _tried(work.compute, read)
+            if leaving:
+                yield leaving.popleft().result()
+            failed = isinstance(computed, MedmapError)
+            leaving.append(writer.submit(_same if failed else partial(_tried, work.write), computed))
+        yield from (result.result() for result in leaving)
+
+
+def _same(error: MedmapError) -> MedmapError:
+    return error
 
 
 @dataclass(frozen=True)
@@ -181,7 +223,10 @@ class _Crew(Generic[Task, Result]):
         for _ in range(min(self.share.workers, open_tasks)):
             self._hire()
         while open_tasks:
-            (answer,), _ = self.ray.wait(list(self.busy), num_returns=1)
+            done, _ = self.ray.wait(list(self.busy), num_returns=1)
+            if not done:  # a signal that this process ignores ends the waiting
+                continue
+            (answer,) = done
             worker, index = self.busy.pop(answer)
             try:
                 result = self.ray.get(answer)

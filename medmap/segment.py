@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -32,9 +32,11 @@ from medmap.data.faults import Look, duplicates
 from medmap.data.filenames import by_tail
 from medmap.data.nifti import Header, read_header, read_volume, sha256, stem, write_mask
 from medmap.errors import InputError
+from medmap.scale import Staged
 
 if TYPE_CHECKING:
-    from medmap.predict import Predictor
+    from medmap.inference import SubsetAnswer
+    from medmap.predict import Begun, Predictor
 
 
 @dataclass(frozen=True)
@@ -123,29 +125,9 @@ def segment_case(
 
     Raises InputError for images that cannot be used (each names its cure) and a place that cannot be written.
     """
-    began = time.perf_counter()
+    segmenter = Segmenter(predictor, scheme, regions, probabilities, clean, model)
     inputs = case if isinstance(case, Inputs) else read_inputs(case.images, known=predictor.card.modalities, id=case.id)
-    scheme = scheme or choose_scheme(predictor.card.scheme)
-    known = predictor.usable(inputs.files.images)
-    files = replace(inputs.files, images={n: ref for n, ref in inputs.files.images.items() if n in known})
-    warnings = _examined(files, inputs)
-    prediction = predictor.predict(_read(files, inputs), probabilities=bool(probabilities), clean=clean)
-    record = {
-        "case": inputs.id,
-        "mask": out.name,
-        **_provenance(files, inputs, predictor.card.modalities),
-        "model": _about(predictor, model),
-        "labels": {"scheme": scheme.name, "codes": dict(scheme.codes)},
-        "small_enhancing_tumour_dropped_below_ml": predictor.et_min_ml if clean else None,
-        "volumes_ml": _volumes_ml(prediction, scheme),
-        "expected": model.expected("+".join(prediction.used), clean) if model else None,
-        "warnings": [*warnings, *prediction.notes],
-        "versions": {"medmap": medmap.__version__, "torch": version("torch")},
-        "seconds": round(time.perf_counter() - began, 2),
-        "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-    kind = np.dtype("float16" if probabilities is True else str(probabilities)) if probabilities else None
-    _write(out, prediction, scheme, inputs.reference.path, record, regions, kind)
+    segmenter(Task(inputs, out))
     return out
 
 
@@ -157,23 +139,81 @@ class Task:
     mask: Path
 
 
-def segmenter(
-    model: ModelFolder, device: str, precision: str, options: Mapping[str, Any]
-) -> Callable[[Task], dict[str, Any]]:
-    """A function that makes one mask after the other and returns the JSON beside it; the networks are loaded once.
+@dataclass(frozen=True)
+class _Read:
+    task: Task
+    files: CaseFiles
+    record: dict[str, Any]
+    warnings: list[str]
+    begun: Begun
+    seconds: float
 
-    options: of `segment_case`
+
+@dataclass(frozen=True)
+class Segmenter(Staged[Task, dict[str, Any]]):
+    """Makes one mask after the other, and returns the JSON beside it; the arguments are those of `segment_case`.
+
+    A patient is read, answered and written, so that one can be read and another be written while the network is at a
+    third.
     """
-    from medmap.predict import Predictor
 
-    predictor = Predictor.load(model.path, which=model.which, device=device, precision=precision)
+    predictor: Predictor
+    scheme: LabelScheme | None = None
+    regions: bool = False
+    probabilities: bool | str = False
+    clean: bool = True
+    model: ModelFolder | None = None
 
-    def segment(task: Task) -> dict[str, Any]:
-        mask = segment_case(predictor, task.inputs, task.mask, model=model, **options)
-        record: dict[str, Any] = json.loads(record_path(mask).read_text(encoding="utf-8"))
+    @classmethod
+    def load(
+        cls, model: ModelFolder, device: str, precision: str, engine: str, options: Mapping[str, Any]
+    ) -> Segmenter:
+        """With the networks of a model. options: scheme, regions, probabilities, clean"""
+        from medmap.predict import Predictor
+
+        where = {"which": model.which, "device": device, "precision": precision, "engine": engine}
+        return cls(Predictor.load(model.path, **where), **options, model=model)
+
+    def read(self, task: Task) -> _Read:
+        """Files → a patient that the network can look at."""
+        began = time.perf_counter()
+        inputs, modalities = task.inputs, self.predictor.card.modalities
+        known = self.predictor.usable(inputs.files.images)
+        files = replace(inputs.files, images={n: ref for n, ref in inputs.files.images.items() if n in known})
+        warnings = _examined(files, inputs)
+        begun = self.predictor.begin(_read(files, inputs))
+        record = {"case": inputs.id, "mask": task.mask.name, **_provenance(files, inputs, modalities)}
+        return _Read(task, files, record, warnings, begun, time.perf_counter() - began)
+
+    def compute(self, read: _Read) -> tuple[_Read, SubsetAnswer]:
+        """A patient → probabilities."""
+        began = time.perf_counter()
+        answer = self.predictor.answer(read.begun)
+        return replace(read, seconds=read.seconds + time.perf_counter() - began), answer
+
+    def write(self, computed: tuple[_Read, SubsetAnswer]) -> dict[str, Any]:
+        """Probabilities → files."""
+        began = time.perf_counter()
+        read, answer = computed
+        scheme = self.scheme or choose_scheme(self.predictor.card.scheme)
+        wanted = bool(self.probabilities)
+        prediction = self.predictor.finish(read.begun, answer, probabilities=wanted, clean=self.clean)
+        record = {
+            **read.record,
+            "model": _about(self.predictor, self.model, answer),
+            "labels": {"scheme": scheme.name, "codes": dict(scheme.codes)},
+            "small_enhancing_tumour_dropped_below_ml": self.predictor.et_min_ml if self.clean else None,
+            "volumes_ml": _volumes_ml(prediction, scheme),
+            "expected": self.model.expected("+".join(prediction.used), self.clean) if self.model else None,
+            "warnings": [*read.warnings, *prediction.notes],
+            "versions": {"medmap": medmap.__version__, "torch": version("torch")},
+            "seconds": round(read.seconds + time.perf_counter() - began, 2),
+            "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        kind = np.dtype("float16" if self.probabilities is True else str(self.probabilities)) if wanted else None
+        like = read.task.inputs.reference.path
+        _write(read.task.mask, prediction, scheme, like, record, self.regions, kind)
         return record
-
-    return segment
 
 
 def record_path(mask: Path) -> Path:
@@ -280,11 +320,13 @@ def _provenance(files: CaseFiles, inputs: Inputs, modalities: ModalitySet) -> di
     }
 
 
-def _about(predictor: Predictor, model: ModelFolder | None) -> dict[str, Any]:
+def _about(predictor: Predictor, model: ModelFolder | None, answer: SubsetAnswer) -> dict[str, Any]:
     about: dict[str, Any] = {
         "networks": len(predictor.networks),
         "device": str(predictor.device),
         "precision": predictor.precision,
+        "engine": "torch" if answer.agreement is None else "openvino",
+        "engines_agree": answer.agreement,
     }
     if model is not None:
         about |= {"folder": str(model.path), "checkpoint": model.which, "weights_sha256": model.weights_sha256}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from threading import Event
 
 from medmap.errors import CheckpointError, InputError
+from medmap.scale import Staged
 
 PATIENCE_S = 60.0
 
@@ -67,3 +69,44 @@ def no_part() -> Square:
 def no_process() -> Square:
     """A worker whose process does not survive it."""
     os._exit(1)
+
+
+class Stepwise(Staged[str, str]):
+    """A word in capitals with a full stop; some words cannot be done at the step that they name."""
+
+    def read(self, task: str) -> str:
+        return self._step(task, "read")
+
+    def compute(self, read: str) -> str:
+        return self._step(read, "compute").upper()
+
+    def write(self, computed: str) -> str:
+        return self._step(computed.lower(), "write").upper() + "."
+
+    def _step(self, word: str, step: str) -> str:
+        if word == step:
+            raise InputError(f"cannot {step}")
+        return word if word != "bug" else word * (1 // 0)
+
+
+class Overlapping(Staged[int, int]):
+    """The network is at task 1 until task 2 was read, and until task 0 is being written."""
+
+    def __init__(self) -> None:
+        self.last_read, self.first_written = Event(), Event()
+
+    def read(self, task: int) -> int:
+        if task == 2:
+            self.last_read.set()
+        return task
+
+    def compute(self, read: int) -> int:
+        if read == 1:
+            assert self.last_read.wait(PATIENCE_S)
+            assert self.first_written.wait(PATIENCE_S)
+        return read
+
+    def write(self, computed: int) -> int:
+        if computed == 0:
+            self.first_written.set()
+        return computed

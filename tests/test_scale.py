@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from made_up_calls import answer, call, fails, train, works
-from made_up_work import Deadly, Square, Stuck, no_model, no_part, no_process
+from made_up_work import Deadly, Overlapping, Square, Stepwise, Stuck, no_model, no_part, no_process
 
 from medmap.cli import console
 from medmap.errors import CheckpointError, ClusterError, InputError
@@ -237,3 +237,23 @@ def test_what_cannot_be_spread(folds: Path, tiny_phantoms: Path, tmp_path: Path,
     monkeypatch.setattr("medmap.cli.beforehand.find_spec", lambda name: None)
     said = fails("predict", "-i", tiny_phantoms, "-o", tmp_path / "masks", "--ray")
     assert "ray not installed; this part needs it: pip install 'medmap[ray]'" in said
+
+
+# ---- steps -------------------------------------------------------------------------------------------------------
+
+
+def test_work_in_steps_gives_every_result_in_order_and_every_error_at_its_task() -> None:
+    tasks = ["fine", "read", "compute", "write", "again"]
+    found = list(spread(Stepwise, tasks, address=None))
+    assert [index for index, _ in found] == [0, 1, 2, 3, 4]
+    assert told(found) == ["FINE.", "cannot read", "cannot compute", "cannot write", "AGAIN."]
+    assert Stepwise()("fine") == "FINE."
+
+
+def test_a_task_is_read_and_another_written_while_a_third_is_computed() -> None:
+    assert told(spread(Overlapping, [0, 1, 2], address=None)) == [0, 1, 2]
+
+
+def test_a_bug_in_a_step_is_no_result() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(spread(Stepwise, ["fine", "bug"], address=None))

@@ -49,8 +49,14 @@ class Mirror:
     def usable(self, names: Any) -> ModalitySet:
         return self.card.modalities.pick(names)
 
-    def predict(self, case: Case, *, probabilities: bool, clean: bool) -> Prediction:
+    def begin(self, case: Case) -> Case:
         self.case = case
+        return case
+
+    def answer(self, case: Case) -> SimpleNamespace:
+        return SimpleNamespace(agreement=None)
+
+    def finish(self, case: Case, answer: Any, *, probabilities: bool, clean: bool) -> Prediction:
         return Prediction(case.id, case.grid, np.ones(case.grid.shape, np.uint8), tuple(case.images))
 
 

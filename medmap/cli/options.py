@@ -32,6 +32,14 @@ class Precision(StrEnum):
     bf16 = "bf16"
 
 
+class Engine(StrEnum):
+    """What computes a prediction."""
+
+    auto = "auto"
+    torch = "torch"
+    openvino = "openvino"
+
+
 class Kind(StrEnum):
     """Number type of probabilities on disk."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from math import prod
@@ -13,13 +14,13 @@ from urllib.parse import quote
 import typer
 
 from medmap.cli import beforehand, console
-from medmap.cli.options import Checkpoint, Device, DryRun, Json, Kind, Precision, Ray, Which
+from medmap.cli.options import Checkpoint, Device, DryRun, Engine, Json, Kind, Precision, Ray, Which
 from medmap.errors import InputError, MedmapError
 
 if TYPE_CHECKING:
     from medmap.card import ModelFolder
     from medmap.core.labels import LabelScheme
-    from medmap.segment import Inputs, Task
+    from medmap.segment import Inputs, Segmenter, Task
 
 _ORDER = "medmap.named"
 
@@ -81,6 +82,9 @@ def predict(
     checkpoint: Which = Checkpoint.best,
     device: Device = "auto",
     precision: Annotated[Precision, typer.Option("--precision", help="Arithmetic.")] = Precision.auto,
+    engine: Annotated[
+        Engine, typer.Option("--engine", help="What computes: OpenVINO where it pays, or torch.")
+    ] = Engine.auto,
     ray: Ray = None,
     json: Json = False,
     dry_run: DryRun = False,
@@ -105,7 +109,7 @@ def predict(
             )
         beforehand.packages("ray", "ray")
     from medmap.card import SHIPPED, choose_scheme, read_model
-    from medmap.segment import Task, read_inputs
+    from medmap.segment import Segmenter, Task, read_inputs
 
     known = read_model(model or SHIPPED, checkpoint.value)
     if known.about:
@@ -128,7 +132,10 @@ def predict(
     records: dict[str, dict[str, Any]] = {}
     if tasks:
         options = {"scheme": scheme, "regions": regions, "probabilities": probabilities or False, "clean": not raw}
-        records = _segment(tasks, known, device, precision.value, options, failed, ray, alone=folder is None)
+        # A graph is made in seconds, which one patient does not earn back.
+        chosen = "torch" if folder is None and engine is Engine.auto else engine.value
+        make = partial(Segmenter.load, known, device, precision.value, chosen, options)
+        records = _segment(tasks, make, known, device, failed, ray, alone=folder is None)
     if json:
         one = next(iter(records.values()), None)
         whole = {"done": records, "skipped": skipped, "failed": failed}
@@ -224,10 +231,9 @@ def _bytes(task: Task, scheme: LabelScheme, regions: bool, probabilities: Kind |
 
 def _segment(
     tasks: list[Task],
+    make: Callable[[], Segmenter],
     model: ModelFolder,
     device: str,
-    precision: str,
-    options: dict[str, Any],
     failed: dict[str, str],
     ray: str | None,
     alone: bool,
@@ -235,10 +241,8 @@ def _segment(
     """{id: the JSON beside its mask}; one model load for all. A case that fails is added to ``failed``."""
     from medmap.run import memory_gb
     from medmap.scale import spread
-    from medmap.segment import segmenter
 
-    make, need_gb = partial(segmenter, model, device, precision, options), memory_gb(model.runs)
-    results = spread(make, tasks, address=ray, device=device, memory_gb=need_gb, called=_called)
+    results = spread(make, tasks, address=ray, device=device, memory_gb=memory_gb(model.runs), called=_called)
     found: dict[int, dict[str, Any]] = {}
     lost: dict[int, str] = {}
     with console.progress("segmenting") as tell, closing(results):
@@ -270,7 +274,9 @@ def _say_mask(mask: Path, record: dict[str, Any], alone: bool) -> None:
     for warning in record["warnings"]:
         console.warn(f"{record['case']}: {warning}")
     by = record["model"]
-    console.detail(f"{mask}: {console.count(by['networks'], 'network')} on {by['device']}, {by['precision']}")
+    agree = "" if by["engines_agree"] is None else f", which gives {100 * by['engines_agree']:.3f} % of torch's labels"
+    engine = f"{by['engine']}{agree}"
+    console.detail(f"{mask}: {console.count(by['networks'], 'network')} on {by['device']}, {by['precision']}, {engine}")
     sequences = record["sequences"]
     source = " + ".join(sequences["used"])
     missing = f" ({', '.join(sequences['missing'])} missing)" if sequences["missing"] else ""
