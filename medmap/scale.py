@@ -181,7 +181,10 @@ class _Crew(Generic[Task, Result]):
         for _ in range(min(self.share.workers, open_tasks)):
             self._hire()
         while open_tasks:
-            (answer,), _ = self.ray.wait(list(self.busy), num_returns=1)
+            done, _ = self.ray.wait(list(self.busy), num_returns=1)
+            if not done:  # seen after a signal that this process was told to ignore: it would wait no more, for ever
+                raise ClusterError("Ray waits for its workers no longer; was it stopped? Give the command again")
+            (answer,) = done
             worker, index = self.busy.pop(answer)
             try:
                 result = self.ray.get(answer)
