@@ -224,8 +224,8 @@ class _Crew(Generic[Task, Result]):
             self._hire()
         while open_tasks:
             done, _ = self.ray.wait(list(self.busy), num_returns=1)
-            if not done:  # a signal that this process ignores ends the waiting
-                continue
+            if not done:  # seen after a signal that this process was told to ignore: it would wait no more, for ever
+                raise ClusterError("Ray waits for its workers no longer; was it stopped? Give the command again")
             (answer,) = done
             worker, index = self.busy.pop(answer)
             try:

@@ -211,19 +211,19 @@ def test_masks_are_those_of_one_machine(
 
 
 def test_a_ray_of_our_own_leaves_nothing_behind(folds: Path, tiny_phantoms: Path, tmp_path: Path) -> None:
-    home, room = tmp_path / "home", Path(tempfile.mkdtemp(prefix="r-"))
+    home = tmp_path / "home"
     home.mkdir()
     words = ("predict", "--model", folds / "fold0", "-i", tiny_phantoms, "-o", tmp_path / "masks", "--device", "cpu")
     command = [sys.executable, "-W", "error", "-m", "medmap", *map(str, words), "--json", "--ray"]
     mine = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    environment = {**mine, "HOME": str(home), "TMPDIR": str(room)}
-    found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    with tempfile.TemporaryDirectory(prefix="r-") as room:
+        environment = {**mine, "HOME": str(home), "TMPDIR": room}
+        found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert os.listdir(room) == []
     assert found.returncode == 0, found.stderr
     assert list(json.loads(found.stdout)["done"]) == [f"PHANTOM-0000{n}-000" for n in range(3)]
     assert "ray" not in found.stderr.lower().replace(str(tmp_path), "")
     assert list(home.iterdir()) == []
-    assert list(room.iterdir()) == []
-    room.rmdir()
 
 
 def test_what_cannot_be_spread(folds: Path, tiny_phantoms: Path, tmp_path: Path, monkeypatch: Any) -> None:
