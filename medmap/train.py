@@ -6,7 +6,6 @@ and resumed gives, on a CPU, bit for bit the weights of one that was not.
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import math
@@ -15,7 +14,6 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +23,6 @@ from torch import Tensor, nn
 
 import medmap
 from medmap.align import AlignedSegmenter, Output, build_segmenter
-from medmap.checkpoint import (
-    flatten_optimizer,
-    load_network,
-    load_weights,
-    read_tensors,
-    save_checkpoint,
-    unflatten_optimizer,
-)
 from medmap.config import Config, TrainConfig
 from medmap.core.case import Batch, Prepared
 from medmap.core.labels import LabelScheme
@@ -45,34 +35,9 @@ from medmap.errors import CheckpointError, ConfigError, DivergenceError
 from medmap.evaluate import on_common_box
 from medmap.inference import answer_subsets
 from medmap.models.backbone import trait
-from medmap.models.blocks import placed
 from medmap.predict import answerable, resolve_device, resolve_precision
-from medmap.run import (
-    ENV,
-    LOG,
-    SPLITS,
-    ModelCard,
-    Row,
-    RunLog,
-    checkpoint_folder,
-    find_runs,
-    read_run,
-    write_run,
-    write_text,
-    writing,
-)
-
-
-@dataclass
-class _State:
-    """Everything that changes while training."""
-
-    network: AlignedSegmenter
-    smoothed: AlignedSegmenter
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    best: float = -math.inf
-    seconds: float = 0.0
+from medmap.run import ENV, LOG, SPLITS, ModelCard, Row, RunLog, write_run, write_text, writing
+from medmap.state import State, fresh, restore, save_best, save_last, start_from
 
 
 def fit(
@@ -112,17 +77,17 @@ def fit(
         precision="bf16-mixed" if precision == "bf16" else "32-true",
     )
     torch.manual_seed(config.seed)
-    state = _fresh(config, card, where)
+    state = fresh(config, card, where)
     check_patch(config.train, state.network)
     supported = np.array([subset.mask(modalities) for subset in state.network.backbone.supported_subsets()])
     answers = None if len(supported) == 2 ** len(modalities) - 1 else supported
     if resume:
-        _restore(run, state)
+        restore(run, state)
     else:
         if init is not None:
-            _start_from(init, state, config, card)
+            start_from(init, state, config, card)
         _open_run(run, config, card, split, source, where)
-        _save_last(run, state)  # or a run that stops before its first checkpoint could be neither resumed nor repeated
+        save_last(run, state)  # or a run that stops before its first checkpoint could be neither resumed nor repeated
     criterion = DiceCE()
     network, optimizer = fabric.setup(state.network, state.optimizer)
     log = RunLog(run, state.step, on_row)
@@ -153,8 +118,8 @@ def fit(
                 _validate(config, state, card, val, precision, run, log)
             if last or state.step % config.train.checkpoint_every == 0:
                 if not val:
-                    _save_best(run, state, score=None)
-                _save_last(run, state)
+                    save_best(run, state, score=None)
+                save_last(run, state)
     log.table()
 
 
@@ -178,7 +143,7 @@ def learning_rate(config: TrainConfig, step: int, stages: Sequence[float] = ()) 
 
 def _step(
     config: Config,
-    state: _State,
+    state: State,
     fabric: Any,
     network: nn.Module,
     optimizer: Any,
@@ -228,7 +193,7 @@ def _refuse_divergence(values: Mapping[str, Tensor], step: int) -> None:
 
 
 @torch.no_grad()
-def _smooth(state: _State, decay: float) -> None:
+def _smooth(state: State, decay: float) -> None:
     """ema ← d·ema + (1 − d)·weights, with d rising from 0.1 so that the first weights are soon forgotten."""
     d = min(decay, (1 + state.step) / (10 + state.step)) if decay else 0.0
     ours, theirs = list(state.smoothed.parameters()), list(state.network.parameters())
@@ -238,7 +203,7 @@ def _smooth(state: _State, decay: float) -> None:
 
 
 def _validate(
-    config: Config, state: _State, card: ModelCard, val: Sequence[Prepared], precision: str, run: Path, log: RunLog
+    config: Config, state: State, card: ModelCard, val: Sequence[Prepared], precision: str, run: Path, log: RunLog
 ) -> None:
     scores = subset_dice(state.smoothed, card.scheme, val, precision)
     mean = float(np.mean([value for regions in scores.values() for value in regions.values()]))
@@ -248,7 +213,7 @@ def _validate(
         row["full"] = float(np.mean(list(full.values())))
     if mean > state.best:
         state.best = mean
-        _save_best(run, state, mean)
+        save_best(run, state, mean)
         row["best"] = True
     log.write(row)
 
@@ -267,24 +232,6 @@ def subset_dice(
                 score = dice(scheme.region_mask(predicted, region), scheme.region_mask(truth, region))
                 row.setdefault(region, []).append(score)
     return {s: {region: float(np.mean(v)) for region, v in row.items()} for s, row in found.items()}
-
-
-def _fresh(config: Config, card: ModelCard, device: torch.device) -> _State:
-    network = build_segmenter(config.model, config.align, card.modalities, len(card.scheme.classes))
-    network = placed(network, device)
-    smoothed = copy.deepcopy(network).requires_grad_(False).eval()
-    return _State(network, smoothed, _optimizer(config.train, network))
-
-
-def _optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """Weight decay acts on convolutions and matrices, not on biases, normalisations and anchor weights."""
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.lr, amsgrad=config.amsgrad)
 
 
 def check_patch(config: TrainConfig, network: AlignedSegmenter) -> None:
@@ -321,61 +268,6 @@ def _open_run(run: Path, config: Config, card: ModelCard, split: Split, source: 
         write_run(run, config, card)
         write_text(run / SPLITS, json.dumps(split.to_dict(), indent=1))
         write_text(run / ENV, json.dumps(environment, indent=1))
-
-
-def _start_from(init: Path, state: _State, config: Config, card: ModelCard) -> None:
-    found = find_runs(init)
-    if len(found) > 1:
-        raise CheckpointError(f"--init {init}: holds {len(found)} runs ({found[0]}, …); name one of them")
-    theirs, ours = _makeup(*read_run(found[0])), _makeup(config, card)
-    unlike = [f"{what} is {theirs[what]}, wanted here {ours[what]}" for what in ours if theirs[what] != ours[what]]
-    if unlike:
-        raise CheckpointError(
-            f"--init {init}: weights of another network: {'; '.join(unlike)}. Start from a run that has the same, or "
-            "train from the beginning without --init"
-        )
-    weights = load_network(found[0], "best").state_dict()
-    if lacking := {n for n in state.network.state_dict().keys() ^ weights.keys() if not n.startswith("anchors.")}:
-        raise CheckpointError(f"--init {init}: not both networks have {', '.join(sorted(lacking)[:3])}; align the same")
-    for network in (state.network, state.smoothed):
-        network.load_state_dict(weights, strict=False)
-
-
-def _makeup(config: Config, card: ModelCard) -> dict[str, str]:
-    """What two runs must have in common for weights to mean the same; anchors may differ."""
-    return {
-        "model": " ".join([config.model.name, config.model.size, *config.model.students])
-        + f", stem {config.model.stem}",
-        "set of modalities": " ".join(card.modalities),
-        "classes": " ".join(card.scheme.classes),
-    }
-
-
-def _save_best(run: Path, state: _State, score: float | None) -> None:
-    info = {"step": state.step, "validation_mean_dice": score}
-    save_checkpoint(run, "best", {"model": state.smoothed.state_dict()}, info)
-
-
-def _save_last(run: Path, state: _State) -> None:
-    tensors = {
-        "model": state.network.state_dict(),
-        "ema": state.smoothed.state_dict(),
-        "optimizer": flatten_optimizer(state.optimizer.state_dict()),
-    }
-    info = {"step": state.step, "best": state.best if math.isfinite(state.best) else None, "seconds": state.seconds}
-    save_checkpoint(run, "last", tensors, info)
-
-
-def _restore(run: Path, state: _State) -> None:
-    folder = checkpoint_folder(run, "last")
-    info = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    load_weights(state.network, folder / "model.safetensors")
-    load_weights(state.smoothed, folder / "ema.safetensors")
-    tensors = read_tensors(folder / "optimizer.safetensors")
-    groups = state.optimizer.state_dict()["param_groups"]
-    state.optimizer.load_state_dict(unflatten_optimizer(tensors, groups))
-    state.step, state.seconds = int(info["step"]), float(info["seconds"])
-    state.best = -math.inf if info["best"] is None else float(info["best"])
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -36,6 +36,7 @@ from medmap.data.splits import choose_split
 from medmap.data.store import Store
 from medmap.errors import CheckpointError
 from medmap.run import read_log, read_run
+from medmap.state import fresh
 from medmap.train import fit, learning_rate, subset_dice
 
 GLIOMA = SCHEMES["brats2023"]
@@ -178,7 +179,7 @@ def test_training_moves_every_part_of_the_network_that_was_used(done: Callable[[
     run = done("fp32, adamw")
     _, card = read_run(run)
     torch.manual_seed(0)
-    start = train._fresh(config(), card, torch.device("cpu")).network.state_dict()
+    start = fresh(config(), card, torch.device("cpu")).network.state_dict()
     end = tensors(run, "last", "model")
     still = {name for name in start if torch.equal(start[name], end[name])}
     assert still == set()
