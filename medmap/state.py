@@ -93,7 +93,7 @@ def save_best(run: Path, state: State, score: float | None) -> None:
 
 
 def save_last(run: Path, state: State) -> None:
-    """Everything to go on from."""
+    """Everything to go on from; nothing in it says how many processes there were."""
     tensors = {
         "model": state.network.state_dict(),
         "ema": state.smoothed.state_dict(),

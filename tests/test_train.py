@@ -26,7 +26,7 @@ from made_up_training import (
     tensors,
 )
 
-from medmap import train
+from medmap import criterion, train
 from medmap.checkpoint import load_network
 from medmap.config import Config
 from medmap.core.labels import SCHEMES
@@ -146,13 +146,13 @@ def test_a_run_may_be_interrupted_again_and_again(store: Store, done: Callable[[
 def test_a_network_that_draws_numbers_itself_draws_the_same_ones_again(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = train.total_loss
+    original = criterion.total_loss
 
     def shaken(*arguments: Any) -> Any:  # as dropout would
         loss, terms = original(*arguments)
         return loss * (1 + torch.rand(())), terms
 
-    monkeypatch.setattr(train, "total_loss", shaken)
+    monkeypatch.setattr(criterion, "total_loss", shaken)
     short = config(train__steps=3, data__val_fraction=0)
     fit(short, store, tmp_path / "whole", device="cpu")
     with pytest.raises(Interrupted):

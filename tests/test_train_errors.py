@@ -22,7 +22,7 @@ from made_up_training import (
 )
 from torch import Tensor
 
-from medmap import align, train
+from medmap import align, criterion, train
 from medmap.align import Output
 from medmap.checkpoint import load_network
 from medmap.config import Config
@@ -83,14 +83,14 @@ def spoilt_loss(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spoilt_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    original, calls = train.total_loss, []
+    original, calls = criterion.total_loss, []
 
     def spoilt(output: Output, *others: Any) -> tuple[Tensor, dict[str, Tensor]]:
         calls.append(1)
         loss, terms = original(output, *others)
         return (loss + (0 * output.logits.sum()).sqrt() if len(calls) == 4 else loss), terms
 
-    monkeypatch.setattr(train, "total_loss", spoilt)
+    monkeypatch.setattr(criterion, "total_loss", spoilt)
 
 
 def spoilt_weights(monkeypatch: pytest.MonkeyPatch) -> None:
