@@ -281,6 +281,11 @@ class _Counted(TorchDispatchMode):
         self.most = 0
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; telling torch's compiler so would first import it, which takes a second."""
+        return False
+
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = operation(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):

@@ -64,7 +64,7 @@ def resolve_engine(engine: str, device: torch.device) -> str:
 
 def resolve_device(device: str) -> torch.device:
     """``auto`` → the GPU where there is one. Raises InputError for a device that this machine does not have."""
-    if device == "auto":
+    if device == "auto" or (device == "cuda" and torch.cuda.is_available()):  # which one is for later: not touched yet
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)

@@ -24,6 +24,7 @@ from medmap.config import Config
 from medmap.core.case import Prepared
 from medmap.core.labels import SCHEMES, LabelScheme
 from medmap.core.modality import ModalitySet
+from medmap.core.processes import processes_here
 from medmap.data.preprocess import prepare_case
 from medmap.phantom import Settings, simulate
 from medmap.phantom.patient import seed_of
@@ -51,7 +52,7 @@ class PhantomStream:
         count = wanted.patients or config.train.steps * config.train.batch_size
         self.ids = tuple(f"PHANTOM-{i:06d}" for i in range(wanted.val + count))
         self._device = torch.device(device)
-        self._workers = 0 if self._device.type == "cuda" else _workers(wanted.workers)
+        self._wanted_workers = 0 if self._device.type == "cuda" else wanted.workers
         self._pool: ProcessPoolExecutor | None = None
         self._coming: dict[str, Future[Prepared]] = {}
         self._kept: dict[str, Prepared] = {}
@@ -91,10 +92,11 @@ class PhantomStream:
 
     def expect(self, ids: Sequence[str]) -> None:
         """Begin to simulate cases that will be asked for soon, in this order."""
-        if not self._workers:
+        workers = _workers(self._wanted_workers)
+        if not workers:
             return
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"), alone_on_its_core)
+            self._pool = ProcessPoolExecutor(workers, get_context("spawn"), alone_on_its_core)
             weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
         for id in ids:
             if len(self._coming) >= AHEAD:
@@ -136,4 +138,4 @@ def _scheme(settings: Settings) -> LabelScheme:
 
 
 def _workers(wanted: int | None) -> int:
-    return max(1, (os.cpu_count() or 1) - 1) if wanted is None else wanted
+    return max(1, (os.cpu_count() or 1) // processes_here() - 1) if wanted is None else wanted

@@ -6,16 +6,14 @@ and resumed gives, on a CPU, bit for bit the weights of one that was not.
 
 from __future__ import annotations
 
-import copy
 import json
-import logging
 import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +22,13 @@ import torch
 from torch import Tensor, nn
 
 import medmap
-from medmap.align import AlignedSegmenter, Output, build_segmenter
-from medmap.checkpoint import (
-    flatten_optimizer,
-    load_network,
-    load_weights,
-    read_tensors,
-    save_checkpoint,
-    unflatten_optimizer,
-)
+from medmap.align import AlignedSegmenter, build_segmenter
 from medmap.config import Config, TrainConfig
 from medmap.core.case import Batch, Prepared
 from medmap.core.labels import LabelScheme
 from medmap.core.metrics import dice
-from medmap.criterion import DiceCE, latent_spread, total_loss
+from medmap.core.processes import gathered, processes, processes_here, rank
+from medmap.criterion import Lesson, latent_spread
 from medmap.data.dataset import Patients, training_batch
 from medmap.data.source import Source
 from medmap.data.splits import Split, choose_split
@@ -45,34 +36,10 @@ from medmap.errors import CheckpointError, ConfigError, DivergenceError
 from medmap.evaluate import on_common_box
 from medmap.inference import answer_subsets
 from medmap.models.backbone import trait
-from medmap.models.blocks import placed
+from medmap.parallel import crew_of, ending_together, launch
 from medmap.predict import answerable, resolve_device, resolve_precision
-from medmap.run import (
-    ENV,
-    LOG,
-    SPLITS,
-    ModelCard,
-    Row,
-    RunLog,
-    checkpoint_folder,
-    find_runs,
-    read_run,
-    write_run,
-    write_text,
-    writing,
-)
-
-
-@dataclass
-class _State:
-    """Everything that changes while training."""
-
-    network: AlignedSegmenter
-    smoothed: AlignedSegmenter
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    best: float = -math.inf
-    seconds: float = 0.0
+from medmap.run import ENV, LOG, SPLITS, ModelCard, Row, RunLog, write_run, write_text, writing
+from medmap.state import State, fresh, restore, save_best, save_last, start_from
 
 
 def fit(
@@ -83,6 +50,7 @@ def fit(
     resume: bool = False,
     init: Path | None = None,
     device: str = "auto",
+    devices: int | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> None:
     """Train one network and leave it in a run folder.
@@ -90,72 +58,110 @@ def fit(
     config: the run; source: prepared patients, or a stream of phantoms; run: its folder
     resume: go on from its last checkpoint
     init:   another run whose best weights are the start; on_row: gets every row of the log as it is written
+    devices: processes on this machine, each with an equal share of every batch: the program that calls this is run
+             again for each of them. None: one, or as many as torchrun or srun have started
 
     Raises ConfigError and InputError before the first step where they can be known, CheckpointError for a run that
     cannot be resumed, DivergenceError (naming term and step; the last good checkpoint stays) during it.
     """
-    from lightning_fabric import Fabric
-
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    where = resolve_device(device)
+    where, crew = resolve_device(device), crew_of(devices)
     precision = resolve_precision(config.train.precision, where)
     config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
+    crew.check_batch(config.train.batch_size)
+    fabric = launch(crew, where, bf16=precision == "bf16")
+    with ending_together():
+        _fit(config, source, run, resume, init, where if crew.size == 1 else fabric.device, fabric, on_row)
+
+
+def _fit(
+    config: Config,
+    source: Source,
+    run: Path,
+    resume: bool,
+    init: Path | None,
+    where: torch.device,
+    fabric: Any,
+    on_row: Callable[[Row], None],
+) -> None:
+    """What each process does; the first alone writes."""
     modalities = source.modalities if config.data.modalities is None else source.modalities.pick(config.data.modalities)
     if source.scheme is None:
         raise ConfigError(f"{source.path}: the data have no segmentations; training needs them (see medmap prepare)")
     card = ModelCard(modalities, source.scheme, source.spacing_mm)
     split = choose_split(config.data, source)
     train, val = Patients(source, split.train, modalities), Patients(source, split.val, modalities)
-    fabric = Fabric(
-        accelerator=where.type,
-        devices=1 if where.index is None or where.type == "cpu" else [where.index],
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
-    )
-    torch.manual_seed(config.seed)
-    state = _fresh(config, card, where)
-    check_patch(config.train, state.network)
-    supported = np.array([subset.mask(modalities) for subset in state.network.backbone.supported_subsets()])
-    answers = None if len(supported) == 2 ** len(modalities) - 1 else supported
-    if resume:
-        _restore(run, state)
-    else:
-        if init is not None:
-            _start_from(init, state, config, card)
-        _open_run(run, config, card, split, source, where)
-        _save_last(run, state)  # or a run that stops before its first checkpoint could be neither resumed nor repeated
-    criterion = DiceCE()
-    network, optimizer = fabric.setup(state.network, state.optimizer)
-    log = RunLog(run, state.step, on_row)
+    state = _begun(config, card, split, source, run, resume, init, where)
+    first = rank() == 0
+    log = RunLog(run, state.step, on_row) if first else None
+    lesson, optimizer = fabric.setup(Lesson(state.network, config), state.optimizer)
     began = time.perf_counter() - state.seconds
-
-    def batch_of(step: int) -> Batch:
-        train.expect(step, config.train.batch_size, config.seed)
-        return training_batch(train, modalities, config, step, where, answers)
-
-    # A batch is made while the step before it runs, where a core has nothing else to do: two teams of threads on the
-    # same cores hinder each other more than the batch takes.
-    spare = where.type != "cpu" or torch.get_num_threads() < (os.cpu_count() or 1)
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as ahead:
-        coming: Future[Batch] | None = None
-        while state.step < config.train.steps:
+    with closing(_batches(config, train, state, where)) as batches:
+        for batch in batches:
             torch.manual_seed(_step_seed(config.seed, state.step))
-            batch = batch_of(state.step) if coming is None else coming.result()
-            coming = ahead.submit(batch_of, state.step + 1) if spare and state.step + 1 < config.train.steps else None
-            row = _step(config, state, fabric, network, optimizer, criterion, batch)
+            row = _step(config, state, fabric, lesson, optimizer, batch)
             state.step += 1
             state.seconds = time.perf_counter() - began
             last = state.step == config.train.steps
-            if last or state.step % config.train.log_every == 0:
+            if log and (last or state.step % config.train.log_every == 0):
                 log.write(
                     {"kind": "train", "step": state.step, "steps": config.train.steps, **row, "seconds": state.seconds}
                 )
             if val and (last or state.step % config.train.validate_every == 0):
-                _validate(config, state, card, val, precision, run, log)
-            if last or state.step % config.train.checkpoint_every == 0:
+                _validate(config, state, card, val, run, log)
+            if first and (last or state.step % config.train.checkpoint_every == 0):
                 if not val:
-                    _save_best(run, state, score=None)
-                _save_last(run, state)
-    log.table()
+                    save_best(run, state, score=None)
+                save_last(run, state)
+    if log:
+        log.table()
+    fabric.barrier()  # whoever returns finds the run whole
+
+
+def _begun(
+    config: Config,
+    card: ModelCard,
+    split: Split,
+    source: Source,
+    run: Path,
+    resume: bool,
+    init: Path | None,
+    where: torch.device,
+) -> State:
+    """The state before the first step of this call, and a folder for it."""
+    torch.manual_seed(config.seed)
+    state = fresh(config, card, where)
+    check_patch(config.train, state.network)
+    if resume:
+        restore(run, state)
+    elif init is not None:
+        start_from(init, state, config, card)
+    if not resume and rank() == 0:
+        _open_run(run, config, card, split, source, where)
+        save_last(run, state)  # or a run that stops before its first checkpoint could be neither resumed nor repeated
+    return state
+
+
+def _batches(config: Config, train: Patients, state: State, where: torch.device) -> Iterator[Batch]:
+    """This process's rows of the batch of every step that is left."""
+    subsets = state.network.backbone.supported_subsets()
+    supported = np.array([subset.mask(train.modalities) for subset in subsets])
+    answers = None if len(supported) == 2 ** len(train.modalities) - 1 else supported
+    share = config.train.batch_size // processes()
+    rows = slice(rank() * share, (rank() + 1) * share)
+
+    def batch_of(step: int) -> Batch:
+        train.expect(step, config.train.batch_size, config.seed)
+        return training_batch(train, train.modalities, config, step, where, answers, rows)
+
+    # A batch is made while the step before it runs, where a core has nothing else to do: two teams of threads on the
+    # same cores hinder each other more than the batch takes.
+    spare = where.type != "cpu" or torch.get_num_threads() * processes_here() < (os.cpu_count() or 1)
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as ahead:
+        coming: Future[Batch] | None = None
+        for step in range(state.step, config.train.steps):
+            batch = batch_of(step) if coming is None else coming.result()
+            coming = ahead.submit(batch_of, step + 1) if spare and step + 1 < config.train.steps else None
+            yield batch
 
 
 def learning_rate(config: TrainConfig, step: int, stages: Sequence[float] = ()) -> float:
@@ -176,22 +182,14 @@ def learning_rate(config: TrainConfig, step: int, stages: Sequence[float] = ()) 
     return config.lr * factor[config.schedule]
 
 
-def _step(
-    config: Config,
-    state: _State,
-    fabric: Any,
-    network: nn.Module,
-    optimizer: Any,
-    criterion: DiceCE,
-    batch: Batch,
-) -> Row:
+def _step(config: Config, state: State, fabric: Any, lesson: nn.Module, optimizer: Any, batch: Batch) -> Row:
     rate = learning_rate(config.train, state.step, trait(state.network.backbone, "stages"))
     for group in optimizer.param_groups:
         group["lr"] = rate
-    network.train()
+    lesson.train()
     state.network.at_progress(state.step / config.train.steps)
-    output: Output = network(batch.images, batch.seen, batch.kept)
-    loss, terms = total_loss(output, batch.target, criterion, config)
+    # Of several processes, all have the same loss and gradient: they diverge together, too.
+    loss, terms, latents = lesson(batch.images, batch.seen, batch.kept, batch.target)
     _refuse_divergence({**terms, "loss": loss}, state.step)
     optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
@@ -205,16 +203,16 @@ def _step(
         return {}
     row: Row = {
         "loss": float(loss.detach()),
-        "terms": {name: float(term.detach()) for name, term in terms.items()},
+        "terms": {name: float(term) for name, term in terms.items()},
         "lr": rate,
         "grad_norm": float(norm),
     }
-    if output.latents:
+    if latents:
         row["weights"] = state.network.anchor_weights()
         # A joint stem makes latents of what is kept only; the zeros elsewhere are none.
         stem = state.network.stem
         there = batch.seen if stem is None or stem.separable else batch.kept
-        row["latents"] = {level: latent_spread(z, there) for level, z in output.latents.items()}
+        row["latents"] = {level: latent_spread(z, there) for level, z in latents.items()}
     return row
 
 
@@ -228,7 +226,7 @@ def _refuse_divergence(values: Mapping[str, Tensor], step: int) -> None:
 
 
 @torch.no_grad()
-def _smooth(state: _State, decay: float) -> None:
+def _smooth(state: State, decay: float) -> None:
     """ema ← d·ema + (1 − d)·weights, with d rising from 0.1 so that the first weights are soon forgotten."""
     d = min(decay, (1 + state.step) / (10 + state.step)) if decay else 0.0
     ours, theirs = list(state.smoothed.parameters()), list(state.network.parameters())
@@ -238,9 +236,11 @@ def _smooth(state: _State, decay: float) -> None:
 
 
 def _validate(
-    config: Config, state: _State, card: ModelCard, val: Sequence[Prepared], precision: str, run: Path, log: RunLog
+    config: Config, state: State, card: ModelCard, val: Sequence[Prepared], run: Path, log: RunLog | None
 ) -> None:
-    scores = subset_dice(state.smoothed, card.scheme, val, precision)
+    scores = subset_dice(state.smoothed, card.scheme, val, config.train.precision)
+    if log is None:
+        return
     mean = float(np.mean([value for regions in scores.values() for value in regions.values()]))
     full = scores.get(str(card.modalities), {})
     row: Row = {"kind": "val", "step": state.step, "mean": mean, "subsets": scores, "cases": len(val)}
@@ -248,43 +248,37 @@ def _validate(
         row["full"] = float(np.mean(list(full.values())))
     if mean > state.best:
         state.best = mean
-        _save_best(run, state, mean)
+        save_best(run, state, mean)
         row["best"] = True
     log.write(row)
 
 
-def subset_dice(
-    network: AlignedSegmenter, scheme: LabelScheme, cases: Iterable[Prepared], precision: str
-) -> dict[str, dict[str, float]]:
-    """{subset: {region: mean Dice}} over patients, every subset of the sequences each of them has."""
+Scores = dict[str, dict[str, float]]
+"""{subset: {region: Dice}}."""
+
+
+def subset_dice(network: AlignedSegmenter, scheme: LabelScheme, cases: Sequence[Prepared], precision: str) -> Scores:
+    """Mean Dice over patients, every subset of the sequences each of them has; processes share the patients."""
     network.eval()
+    own = {i: _dice_of(network, scheme, cases[i], precision) for i in range(rank(), len(cases), processes())}
+    every = {i: scores for part in gathered(own) for i, scores in part.items()}
     found: dict[str, dict[str, list[float]]] = {}
-    for case in cases:
-        for answer in answer_subsets(network, case, answerable([network], case.images), precision=precision):
-            predicted, truth = on_common_box(answer, case)
-            row = found.setdefault(str(answer.subset), {})
-            for region in scheme.regions:
-                score = dice(scheme.region_mask(predicted, region), scheme.region_mask(truth, region))
-                row.setdefault(region, []).append(score)
+    for i in range(len(cases)):
+        for subset, regions in every[i].items():
+            for region, score in regions.items():
+                found.setdefault(subset, {}).setdefault(region, []).append(score)
     return {s: {region: float(np.mean(v)) for region, v in row.items()} for s, row in found.items()}
 
 
-def _fresh(config: Config, card: ModelCard, device: torch.device) -> _State:
-    network = build_segmenter(config.model, config.align, card.modalities, len(card.scheme.classes))
-    network = placed(network, device)
-    smoothed = copy.deepcopy(network).requires_grad_(False).eval()
-    return _State(network, smoothed, _optimizer(config.train, network))
-
-
-def _optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """Weight decay acts on convolutions and matrices, not on biases, normalisations and anchor weights."""
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.lr, amsgrad=config.amsgrad)
+def _dice_of(network: AlignedSegmenter, scheme: LabelScheme, case: Prepared, precision: str) -> Scores:
+    scores: Scores = {}
+    for answer in answer_subsets(network, case, answerable([network], case.images), precision=precision):
+        predicted, truth = on_common_box(answer, case)
+        scores[str(answer.subset)] = {
+            region: dice(scheme.region_mask(predicted, region), scheme.region_mask(truth, region))
+            for region in scheme.regions
+        }
+    return scores
 
 
 def check_patch(config: TrainConfig, network: AlignedSegmenter) -> None:
@@ -309,6 +303,7 @@ def _open_run(run: Path, config: Config, card: ModelCard, split: Split, source: 
         "torch": torch.__version__,
         "platform": platform.platform(),
         "device": str(device),
+        "processes": processes(),
         "threads": torch.get_num_threads(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
         **source.provenance(),
@@ -323,60 +318,7 @@ def _open_run(run: Path, config: Config, card: ModelCard, split: Split, source: 
         write_text(run / ENV, json.dumps(environment, indent=1))
 
 
-def _start_from(init: Path, state: _State, config: Config, card: ModelCard) -> None:
-    found = find_runs(init)
-    if len(found) > 1:
-        raise CheckpointError(f"--init {init}: holds {len(found)} runs ({found[0]}, …); name one of them")
-    theirs, ours = _makeup(*read_run(found[0])), _makeup(config, card)
-    unlike = [f"{what} is {theirs[what]}, wanted here {ours[what]}" for what in ours if theirs[what] != ours[what]]
-    if unlike:
-        raise CheckpointError(
-            f"--init {init}: weights of another network: {'; '.join(unlike)}. Start from a run that has the same, or "
-            "train from the beginning without --init"
-        )
-    weights = load_network(found[0], "best").state_dict()
-    if lacking := {n for n in state.network.state_dict().keys() ^ weights.keys() if not n.startswith("anchors.")}:
-        raise CheckpointError(f"--init {init}: not both networks have {', '.join(sorted(lacking)[:3])}; align the same")
-    for network in (state.network, state.smoothed):
-        network.load_state_dict(weights, strict=False)
-
-
-def _makeup(config: Config, card: ModelCard) -> dict[str, str]:
-    """What two runs must have in common for weights to mean the same; anchors may differ."""
-    return {
-        "model": " ".join([config.model.name, config.model.size, *config.model.students])
-        + f", stem {config.model.stem}",
-        "set of modalities": " ".join(card.modalities),
-        "classes": " ".join(card.scheme.classes),
-    }
-
-
-def _save_best(run: Path, state: _State, score: float | None) -> None:
-    info = {"step": state.step, "validation_mean_dice": score}
-    save_checkpoint(run, "best", {"model": state.smoothed.state_dict()}, info)
-
-
-def _save_last(run: Path, state: _State) -> None:
-    tensors = {
-        "model": state.network.state_dict(),
-        "ema": state.smoothed.state_dict(),
-        "optimizer": flatten_optimizer(state.optimizer.state_dict()),
-    }
-    info = {"step": state.step, "best": state.best if math.isfinite(state.best) else None, "seconds": state.seconds}
-    save_checkpoint(run, "last", tensors, info)
-
-
-def _restore(run: Path, state: _State) -> None:
-    folder = checkpoint_folder(run, "last")
-    info = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    load_weights(state.network, folder / "model.safetensors")
-    load_weights(state.smoothed, folder / "ema.safetensors")
-    tensors = read_tensors(folder / "optimizer.safetensors")
-    groups = state.optimizer.state_dict()["param_groups"]
-    state.optimizer.load_state_dict(unflatten_optimizer(tensors, groups))
-    state.step, state.seconds = int(info["step"]), float(info["seconds"])
-    state.best = -math.inf if info["best"] is None else float(info["best"])
-
-
 def _step_seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+    """Of what the network itself draws, as dropout does; for each process another."""
+    others = [rank()] if rank() else []
+    return int(np.random.SeedSequence([seed, step, *others]).generate_state(1)[0])

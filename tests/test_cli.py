@@ -57,6 +57,20 @@ def test_nothing_heavy_is_imported_for_what_must_be_quick(words: tuple[str, ...]
     assert done.stdout.splitlines()[-1] == "imported: []"
 
 
+def test_a_prediction_waits_for_nothing_but_torch(tiny_run: Path, image: Path, tmp_path: Path) -> None:
+    """What trains, spreads, draws or compiles takes seconds to import, and one patient needs none of it."""
+    others = ("monai", "lightning_fabric", "matplotlib", "ray", "openvino", "torch._dynamo")
+    argv = ["medmap", "predict", "--model", str(tiny_run), "--t2f", str(image), "-o", str(tmp_path / "seg.nii.gz")]
+    code = (
+        f"import sys\nsys.argv = {argv!r}\nfrom medmap.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        f"print('imported:', [name for name in {('torch', *others)!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "imported: ['torch']"
+
+
 def test_what_is_wrong_is_said_before_torch_is_imported(tiny_run: Path, tiny_store: Path, image: Path) -> None:
     wrong = [
         ["predict", "--model", tiny_run, "--t2f", "nowhere.nii.gz", "-o", "seg.nii.gz"],

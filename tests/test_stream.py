@@ -18,7 +18,7 @@ from medmap.data.splits import choose_split
 from medmap.errors import CheckpointError, InputError
 from medmap.evaluate import run_store
 from medmap.phantom import Settings, write_phantoms
-from medmap.stream import PhantomStream
+from medmap.stream import PhantomStream, _workers
 from medmap.train import fit
 
 TINY = [
@@ -110,6 +110,13 @@ def test_another_process_makes_the_same_patient_ahead() -> None:
     assert set(there._coming) == set(there.ids[1:3])
     assert same(there.load(there.ids[1]), here.load(here.ids[1]))
     assert set(there._coming) == {there.ids[2]}
+
+
+def test_processes_that_train_together_share_the_cores_that_simulate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    assert (_workers(None), _workers(5)) == (11, 5)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert (_workers(None), _workers(5)) == (3, 5)
 
 
 def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(

@@ -26,7 +26,7 @@ from made_up_training import (
     tensors,
 )
 
-from medmap import train
+from medmap import criterion, train
 from medmap.checkpoint import load_network
 from medmap.config import Config
 from medmap.core.labels import SCHEMES
@@ -36,6 +36,7 @@ from medmap.data.splits import choose_split
 from medmap.data.store import Store
 from medmap.errors import CheckpointError
 from medmap.run import read_log, read_run
+from medmap.state import fresh
 from medmap.train import fit, learning_rate, subset_dice
 
 GLIOMA = SCHEMES["brats2023"]
@@ -145,13 +146,13 @@ def test_a_run_may_be_interrupted_again_and_again(store: Store, done: Callable[[
 def test_a_network_that_draws_numbers_itself_draws_the_same_ones_again(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = train.total_loss
+    original = criterion.total_loss
 
     def shaken(*arguments: Any) -> Any:  # as dropout would
         loss, terms = original(*arguments)
         return loss * (1 + torch.rand(())), terms
 
-    monkeypatch.setattr(train, "total_loss", shaken)
+    monkeypatch.setattr(criterion, "total_loss", shaken)
     short = config(train__steps=3, data__val_fraction=0)
     fit(short, store, tmp_path / "whole", device="cpu")
     with pytest.raises(Interrupted):
@@ -178,7 +179,7 @@ def test_training_moves_every_part_of_the_network_that_was_used(done: Callable[[
     run = done("fp32, adamw")
     _, card = read_run(run)
     torch.manual_seed(0)
-    start = train._fresh(config(), card, torch.device("cpu")).network.state_dict()
+    start = fresh(config(), card, torch.device("cpu")).network.state_dict()
     end = tensors(run, "last", "model")
     still = {name for name in start if torch.equal(start[name], end[name])}
     assert still == set()

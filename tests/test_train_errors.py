@@ -22,7 +22,7 @@ from made_up_training import (
 )
 from torch import Tensor
 
-from medmap import align, train
+from medmap import align, criterion, train
 from medmap.align import Output
 from medmap.checkpoint import load_network
 from medmap.config import Config
@@ -33,6 +33,7 @@ from medmap.data.store import Store, write_store
 from medmap.errors import CheckpointError, ConfigError, DivergenceError, InputError
 from medmap.phantom import Settings, write_phantoms
 from medmap.run import ModelCard, read_run, write_run
+from medmap.state import fresh, start_from
 from medmap.train import fit
 
 GLIOMA = SCHEMES["brats2023"]
@@ -82,14 +83,14 @@ def spoilt_loss(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spoilt_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    original, calls = train.total_loss, []
+    original, calls = criterion.total_loss, []
 
     def spoilt(output: Output, *others: Any) -> tuple[Tensor, dict[str, Tensor]]:
         calls.append(1)
         loss, terms = original(output, *others)
         return (loss + (0 * output.logits.sum()).sqrt() if len(calls) == 4 else loss), terms
 
-    monkeypatch.setattr(train, "total_loss", spoilt)
+    monkeypatch.setattr(criterion, "total_loss", spoilt)
 
 
 def spoilt_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +184,7 @@ def test_weights_of_anchors_do_not_change_places(finished: Path) -> None:
     _, card = read_run(run)
     turned = replace(card, modalities=ModalitySet(card.modalities.names[::-1]))
     with pytest.raises(CheckpointError, match="weights of another network: set of modalities is"):
-        train._start_from(run, train._fresh(config(), turned, torch.device("cpu")), config(), turned)
+        start_from(run, fresh(config(), turned, torch.device("cpu")), config(), turned)
 
 
 def test_weights_of_other_classes_are_no_start(finished: Path) -> None:
@@ -191,7 +192,7 @@ def test_weights_of_other_classes_are_no_start(finished: Path) -> None:
     scheme = LabelScheme("liver", ("background", "a", "b", "c"), {"a": 1, "b": 2, "c": 3})
     liver = replace(card, scheme=scheme)
     with pytest.raises(CheckpointError, match=r"classes is .*, wanted here background a b c"):
-        train._start_from(finished, train._fresh(config(), liver, torch.device("cpu")), config(), liver)
+        start_from(finished, fresh(config(), liver, torch.device("cpu")), config(), liver)
 
 
 def test_a_start_must_be_one_run(store: Store, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from medmap.core.box import Box, Boxed
 from medmap.core.labels import SCHEMES
 from medmap.criterion import DiceCE, latent_spread, total_loss
 from medmap.models.backbone import Auxiliary
+from medmap.state import State, optimizer_of
 from medmap.train import learning_rate, subset_dice
 
 GLIOMA = SCHEMES["brats2023"]
@@ -63,7 +64,7 @@ def test_the_learning_rate_rises_then_falls_and_is_never_zero(steps: int, warmup
 
 def test_weight_decay_spares_biases_normalisations_and_anchor_weights() -> None:
     network = tiny_network(align=config().align)
-    optimizer = train._optimizer(TrainConfig(weight_decay=0.3), network)
+    optimizer = optimizer_of(TrainConfig(weight_decay=0.3), network)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in network.named_parameters():
         spared = name.endswith(("bias", "theta")) or parameter.ndim == 1
@@ -74,7 +75,7 @@ def test_weight_decay_spares_biases_normalisations_and_anchor_weights() -> None:
 def test_sgd_is_nesterovs_where_there_is_momentum() -> None:
     network = nn.Linear(2, 2)
     for momentum, nesterov in ((0.9, True), (0.0, False)):
-        optimizer = train._optimizer(TrainConfig(optimizer="sgd", momentum=momentum), network)
+        optimizer = optimizer_of(TrainConfig(optimizer="sgd", momentum=momentum), network)
         assert isinstance(optimizer, torch.optim.SGD)
         assert {(g["momentum"], g["nesterov"]) for g in optimizer.param_groups} == {(momentum, nesterov)}
 
@@ -82,7 +83,7 @@ def test_sgd_is_nesterovs_where_there_is_momentum() -> None:
 @pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam)])
 @pytest.mark.parametrize("amsgrad", [True, False])
 def test_adam_by_its_name(name: Any, kind: type[torch.optim.Optimizer], amsgrad: bool) -> None:
-    optimizer = train._optimizer(TrainConfig(optimizer=name, amsgrad=amsgrad), nn.Linear(2, 2))
+    optimizer = optimizer_of(TrainConfig(optimizer=name, amsgrad=amsgrad), nn.Linear(2, 2))
     assert type(optimizer) is kind
     assert {g["amsgrad"] for g in optimizer.param_groups} == {amsgrad}
 
@@ -91,7 +92,7 @@ def test_adam_by_its_name(name: Any, kind: type[torch.optim.Optimizer], amsgrad:
 def test_the_moving_average_follows_its_formula(decay: float) -> None:
     network: Any = nn.BatchNorm1d(3)
     smoothed: Any = nn.BatchNorm1d(3).requires_grad_(False)
-    moving = train._State(network, smoothed, torch.optim.SGD(network.parameters()))
+    moving = State(network, smoothed, torch.optim.SGD(network.parameters()))
     generator, expected = torch.Generator().manual_seed(0), torch.ones(3)
     for step in range(12):
         drawn = torch.randn(3, generator=generator)

@@ -22,12 +22,17 @@ Report = Callable[[int, int, str], None]
 
 @dataclass
 class Manner:
-    """How this call talks: quiet (results, warnings and errors only), verbose, with tracebacks, in JSON."""
+    """How this call talks: quiet (results, warnings and errors only), verbose, with tracebacks, in JSON.
+
+    silent: not at all but for errors, as another process says the same; echo: nor about errors
+    """
 
     quiet: bool = False
     verbose: bool = False
     debug: bool = False
     json: bool = False
+    silent: bool = False
+    echo: bool = False
 
 
 MANNER = Manner()
@@ -36,22 +41,24 @@ MANNER = Manner()
 def begin(*, quiet: bool = False, verbose: bool = False, debug: bool = False) -> None:
     """Set the manner of one call."""
     MANNER.quiet, MANNER.verbose, MANNER.debug, MANNER.json = quiet, verbose, debug, False
+    MANNER.silent = MANNER.echo = False
 
 
 def answer(text: str) -> None:
     """A result; left out where the answer is JSON."""
-    if not MANNER.json:
+    if not MANNER.json and not MANNER.silent:
         print(text)
 
 
 def answer_json(data: Any) -> None:
     """The result as JSON, the only thing on stdout."""
-    print(json.dumps(data, indent=1, ensure_ascii=False))
+    if not MANNER.silent:
+        print(json.dumps(data, indent=1, ensure_ascii=False))
 
 
 def say(text: str) -> None:
     """A remark: what is being done, what to do next."""
-    if not MANNER.quiet:
+    if not MANNER.quiet and not MANNER.silent:
         print(text, file=sys.stderr if MANNER.json else sys.stdout, flush=True)
 
 
@@ -63,18 +70,20 @@ def detail(text: str) -> None:
 
 def warn(text: str) -> None:
     """Something the user had better know."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    if not MANNER.silent:
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def fail(text: str) -> None:
     """Why it did not work."""
-    print("error: " + text.replace("\n", "\n  "), file=sys.stderr, flush=True)
+    if not MANNER.echo:
+        print("error: " + text.replace("\n", "\n  "), file=sys.stderr, flush=True)
 
 
 @contextmanager
 def progress(title: str, start: int = 0) -> Iterator[Report]:
     """A function to be called with (done, total, text) as the work goes on; ``start`` steps were done before."""
-    if MANNER.quiet:
+    if MANNER.quiet or MANNER.silent:
         yield lambda done, total, text: None
     elif sys.stderr.isatty():
         yield from _bar(title)

@@ -25,7 +25,8 @@ from medmap.cli.jobs import (
     same_data,
 )
 from medmap.cli.options import Device, DryRun, Json, Labels, Spacing
-from medmap.errors import CheckpointError
+from medmap.errors import CheckpointError, InputError
+from medmap.parallel import Crew, crew_of
 
 if TYPE_CHECKING:
     from medmap.config import Config
@@ -64,6 +65,10 @@ def train(
     spacing: Spacing = None,
     labels: Labels = None,
     device: Device = "auto",
+    devices: Annotated[
+        int | None,
+        typer.Option("--devices", min=1, metavar="N", help="Processes here, one per GPU; torchrun, srun say it."),
+    ] = None,
     json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -71,7 +76,8 @@ def train(
 
     medmap train -c CONFIG -d DATA -o RUN [--set train.steps=500 align.anchor=pstar] [--fold all]
     """
-    console.MANNER.json = json
+    crew = crew_of(devices)
+    console.MANNER.json, console.MANNER.silent, console.MANNER.echo = json, crew.number > 0, crew.is_echo
     if resume is not None:
         refuse_with_resume(config=config, out=out, set=settings, fold=fold, init=init, spacing=spacing, labels=labels)
         jobs, source = [resumed(resume)], data or data_of(resume)
@@ -88,6 +94,13 @@ def train(
 
         if len(runs := read_model(init).runs) > 1:
             raise CheckpointError(f"--init {init}: holds {len(runs)} runs ({runs[0]}, ...); name one of them")
+    for job in jobs:
+        crew.check_batch(job.config.train.batch_size)
+    if crew.size > 1 and source is not None and not is_store(source):
+        raise InputError(
+            f"{source}: is not prepared, and {crew.size} processes cannot share that work; do it first: "
+            f"medmap prepare {source} -o STORE"
+        )
     if dry_run and source is not None and not is_store(source):
         _say_unprepared(source, labels, spacing, jobs)
         return
@@ -112,9 +125,9 @@ def train(
         if job.state == FINISHED:
             console.say(f"  finished at step {job.step}: left as it is")
             continue
-        _say_plan(job, store, split, device)
+        _say_plan(job, store, split, device, crew)
         if not dry_run:
-            _run(job, store, init, device, alone=len(jobs) == 1)
+            _run(job, store, init, device, devices, alone=len(jobs) == 1)
     if json:
         console.answer_json({"runs": [_plain(j, s) for j, s in zip(jobs, splits, strict=True)]})
     elif not dry_run:
@@ -161,7 +174,7 @@ def _say_data(store: Source) -> None:
     console.say(f"          hash {store.sha256}")
 
 
-def _say_plan(job: Job, store: Source, split: Split, device: str) -> None:
+def _say_plan(job: Job, store: Source, split: Split, device: str, crew: Crew) -> None:
     import torch
 
     from medmap.align import build_segmenter
@@ -188,7 +201,8 @@ def _say_plan(job: Job, store: Source, split: Split, device: str) -> None:
     console.say(f"subsets   {config.sampling.subsets}{keep}, drawn per {config.sampling.per}")
     crops = f"{steps.batch_size} × {patch}"
     console.say(f"recipe    {steps.optimizer}, lr {steps.lr:g} {steps.schedule}, {steps.steps} steps of {crops}")
-    console.say(f"device    {where}, {resolve_precision(steps.precision, where)}, seed {config.seed}")
+    many = "" if crew.size == 1 else f"{crew.size} × "
+    console.say(f"device    {many}{where}, {resolve_precision(steps.precision, where)}, seed {config.seed}")
     # weights, their mean, Adam's two, the best; and the old ones until the new are whole
     beforehand.room(job.run, 4 * count * 5 * 2, "its checkpoints")
 
@@ -228,18 +242,20 @@ def _plain(job: Job, split: Split) -> dict[str, Any]:
 # ---- doing it ----------------------------------------------------------------------------------------------------
 
 
-def _run(job: Job, store: Source, init: Path | None, device: str, alone: bool) -> None:
+def _run(job: Job, store: Source, init: Path | None, device: str, devices: int | None, alone: bool) -> None:
     from medmap.train import fit
 
     if job.state == BEGUN:
         console.say("          stopped before its first checkpoint: starts again")
-        (job.run / "log.jsonl").unlink()
+        (job.run / "log.jsonl").unlink(missing_ok=True)
     if job.state == STOPPED:
         console.say(f"          goes on from step {job.step}")
     try:
         with console.progress("training", job.step) as tell:
             resume = job.state == STOPPED
-            fit(job.config, store, job.run, resume=resume, init=init, device=device, on_row=_Rows(tell))
+            settings = {"resume": resume, "init": init, "device": device, "devices": devices}
+            console.MANNER.echo = False  # from here on, the only process that has an error is to tell it
+            fit(job.config, store, job.run, **settings, on_row=_Rows(tell))
     except KeyboardInterrupt:
         step = last_step(job.run)
         if step is None:

@@ -62,6 +62,10 @@ class Draw:
     placements: tuple[Placement, ...]
     scans: tuple[tuple[tuple[Step, ...], ...], ...]
 
+    def of(self, rows: slice) -> Draw:
+        """What will happen to some of the samples."""
+        return Draw(self.placements[rows], self.scans[rows])
+
 
 def augment(
     images: Float[Tensor, "B M X Y Z"],

@@ -18,7 +18,7 @@ from medmap.config import Config, SamplingConfig, TrainConfig
 from medmap.core.box import Box, Index3
 from medmap.core.case import Batch, Prepared
 from medmap.core.modality import ModalitySet
-from medmap.data.augment import augment
+from medmap.data.augment import apply_draw, draw
 from medmap.data.source import Source
 from medmap.errors import InputError
 
@@ -26,6 +26,7 @@ from medmap.errors import InputError
 ORDER, CROP, SUBSET, AUGMENT = range(4)
 # A crop this much larger than the patch keeps most rotations and zooms free of empty corners.
 MARGIN = 1.25
+ALL_ROWS = slice(None)
 
 
 def random_stream(seed: int, stream: int, step: int) -> np.random.Generator:
@@ -99,10 +100,12 @@ def training_batch(
     step: int,
     device: torch.device,
     answers: NDArray[np.bool_] | None = None,
+    rows: slice = ALL_ROWS,
 ) -> Batch:
     """The batch of one step: cases, crops, subsets and augmentation all follow from (seed, step).
 
     answers: Bool[S M], the subsets that the network can answer, where these are not all
+    rows:    those to make; the others are drawn as well, since each crop follows from the cases before it
     """
     train = config.train
     chosen = [cases[i] for i in cases_of_step(len(cases), train.batch_size, config.seed, step)]
@@ -111,13 +114,13 @@ def training_batch(
     windows = [_around(draw_crop(case, train, generator), size) for case in chosen]
     seen = np.array([[name in case.images for name in modalities] for case in chosen])
     kept = draw_kept(seen, config.sampling, random_stream(config.seed, SUBSET, step), answers)
-    images, target = stack_windows(chosen, windows, modalities, device)
-    seen_tensor = torch.from_numpy(seen).to(device)
+    images, target = stack_windows(chosen[rows], windows[rows], modalities, device)
+    seen_tensor, kept_tensor = (torch.from_numpy(mask[rows]).to(device) for mask in (seen, kept))
     if config.augment.enabled:
         draws = torch.Generator().manual_seed(int(random_stream(config.seed, AUGMENT, step).integers(2**62)))
-        images, target = augment(images, target, seen_tensor, config.augment, draws, train.patch)
-    ids = tuple(case.id for case in chosen)
-    return Batch(images, seen_tensor, torch.from_numpy(kept).to(device), target, ids)
+        what = draw(config.augment, len(chosen), len(modalities), draws).of(rows)
+        images, target = apply_draw(images, target, seen_tensor, what, train.patch)
+    return Batch(images, seen_tensor, kept_tensor, target, tuple(case.id for case in chosen[rows]))
 
 
 def stack_windows(

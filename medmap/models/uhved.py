@@ -46,6 +46,7 @@ from torch.nn import functional as F
 
 from medmap.core.gaussian import Gaussian, kl
 from medmap.core.modality import ModalitySet
+from medmap.core.processes import averaged, processes
 from medmap.models.backbone import Decoded, Encoded, columns, stacked
 from medmap.models.blocks import cropped, encode_separately, normalise, size_named
 
@@ -123,7 +124,8 @@ class UHVED(nn.Module):
         images = stacked(encoded.context, self.modalities)[:, :, 0].detach()
         brain = (images != 0) & encoded.seen[:, :, None, None, None]
         errors = torch.where(brain, cropped(made, encoded.size).float() - images, 0)
-        return errors.square().sum() / brain.sum().clamp(min=1)
+        voxels = averaged(brain.sum().float()).clamp(min=1 / processes())
+        return averaged(errors.square().sum()) / voxels
 
 
 def product_of_experts(
