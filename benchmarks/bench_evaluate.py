@@ -1,4 +1,5 @@
-"""Fifteen subsets of one patient at 1 mm: each sequence encoded once in one pass, against the usual loop.
+"""Fifteen subsets of one patient at 1 mm: each sequence encoded once in one pass, against the usual loop; and single
+predictions from one to four sequences, by torch and by OpenVINO, against windows of the same network.
 
 The usual loop is that of the public code of missing-modality networks: for every subset, for every window of 80³
 voxels with 50 % overlap, all encoders and the decoder, in fp32. It takes tens of minutes, so one window of one subset
@@ -13,18 +14,19 @@ import made
 import pytest
 import torch
 
+from medmap.compiled import Compiled
 from medmap.core.box import Box
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
-from medmap.inference import answer_subsets
+from medmap.inference import _Looked, _network_box, answer_subsets
 
 WINDOW = 80
 NETWORKS = ["unet:base", "rfnet:faithful"]
+COUNTS = [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("which", NETWORKS)
 def bench_fifteen_subsets(benchmark, which: str) -> None:
-    made.memory(plain=False)
-    network, patient = made.network(*which.split(":")).eval(), made.patient()
+    network, patient = _placed(which), made.patient()
     benchmark.group = f"15 subsets at 1 mm, {which}"
     benchmark.pedantic(lambda: list(_answers(network, patient, GLIOMA_MRI.subsets())), rounds=3, warmup_rounds=1)
 
@@ -46,15 +48,47 @@ def bench_one_window_of_one_subset(benchmark, which: str) -> None:
     benchmark.pedantic(window, rounds=3, warmup_rounds=1)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("which", NETWORKS)
-def bench_prediction(benchmark, which: str, count: int) -> None:
-    made.memory(plain=False)
-    network, patient = made.network(*which.split(":")).eval(), made.patient()
+def bench_encode(benchmark, which: str) -> None:
+    """One sequence on its brain box."""
+    looked, asked = _looked(which, GLIOMA_MRI.names[-1:])
+    benchmark.group = f"parts at 1 mm, {which}"
+    benchmark.pedantic(lambda: looked.encode([asked]), rounds=5, warmup_rounds=2)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("which", NETWORKS)
+def bench_decode(benchmark, which: str, count: int) -> None:
+    """One subset of so many sequences, from latents."""
+    looked, asked = _looked(which, GLIOMA_MRI.names[-count:])
+    latents = looked.encode([asked])
+    benchmark.group = f"parts at 1 mm, {which}"
+    benchmark.pedantic(lambda: looked.answer(latents, *asked), rounds=5, warmup_rounds=2)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+@pytest.mark.parametrize("which", NETWORKS)
+def bench_prediction(benchmark, which: str, engine: str, count: int) -> None:
+    network, patient = _placed(which), made.patient()
     subset = ModalitySet(GLIOMA_MRI.names[-count:])
+    compiled = Compiled(network, made.PRECISION) if engine == "openvino" else None
+    if compiled is not None:
+        benchmark.extra_info["engines agree"] = compiled.agreement(subset.names)
     benchmark.group = f"prediction at 1 mm, {which}"
-    benchmark.pedantic(lambda: list(_answers(network, patient, [subset])), rounds=3, warmup_rounds=1)
+    benchmark.pedantic(lambda: list(_answers(network, patient, [subset], compiled)), rounds=3, warmup_rounds=2)
 
 
-def _answers(network, patient, subsets):
-    return answer_subsets(network, patient, subsets, precision=made.PRECISION)
+def _placed(which: str):
+    made.memory(plain=False)
+    return made.network(*which.split(":")).eval()
+
+
+def _looked(which: str, names: tuple[str, ...]):
+    network, patient = _placed(which), made.patient()
+    box = Box.union(_network_box(network, patient, name) for name in names)
+    return _Looked(network, patient, [()], made.PRECISION), (ModalitySet(names), box)
+
+
+def _answers(network, patient, subsets, compiled=None):
+    return answer_subsets(network, patient, subsets, precision=made.PRECISION, compiled=compiled)

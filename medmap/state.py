@@ -28,7 +28,7 @@ from medmap.run import ModelCard, checkpoint_folder, find_runs, read_run
 
 @dataclass
 class State:
-    """Everything that changes while training."""
+    """Everything that changes while training; ``waited`` are the seconds that this process waited for batches."""
 
     network: AlignedSegmenter
     smoothed: AlignedSegmenter
@@ -36,6 +36,7 @@ class State:
     step: int = 0
     best: float = -math.inf
     seconds: float = 0.0
+    waited: float = 0.0
 
 
 def fresh(config: Config, card: ModelCard, device: torch.device) -> State:

@@ -94,18 +94,19 @@ def _fit(
     first = rank() == 0
     log = RunLog(run, state.step, on_row) if first else None
     lesson, optimizer = fabric.setup(Lesson(state.network, config), state.optimizer)
-    began = time.perf_counter() - state.seconds
+    called = time.perf_counter()
+    began = called - state.seconds
     with closing(_batches(config, train, state, where)) as batches:
         for batch in batches:
             torch.manual_seed(_step_seed(config.seed, state.step))
             row = _step(config, state, fabric, lesson, optimizer, batch)
             state.step += 1
-            state.seconds = time.perf_counter() - began
+            now = time.perf_counter()
+            state.seconds = now - began
             last = state.step == config.train.steps
             if log and (last or state.step % config.train.log_every == 0):
-                log.write(
-                    {"kind": "train", "step": state.step, "steps": config.train.steps, **row, "seconds": state.seconds}
-                )
+                times = {"seconds": state.seconds, "waiting": state.waited / (now - called)}
+                log.write({"kind": "train", "step": state.step, "steps": config.train.steps, **row, **times})
             if val and (last or state.step % config.train.validate_every == 0):
                 _validate(config, state, card, val, run, log)
             if first and (last or state.step % config.train.checkpoint_every == 0):
@@ -159,7 +160,9 @@ def _batches(config: Config, train: Patients, state: State, where: torch.device)
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as ahead:
         coming: Future[Batch] | None = None
         for step in range(state.step, config.train.steps):
+            asked = time.perf_counter()
             batch = batch_of(step) if coming is None else coming.result()
+            state.waited += time.perf_counter() - asked
             coming = ahead.submit(batch_of, step + 1) if spare and step + 1 < config.train.steps else None
             yield batch
 

@@ -89,7 +89,7 @@ def overfitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def without_seconds(log: list[Row]) -> list[Row]:
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in log]
+    return [{key: value for key, value in row.items() if key not in ("seconds", "waiting")} for row in log]
 
 
 def assert_same_run(run: Path, other: Path) -> None:
@@ -201,9 +201,10 @@ def test_rows_of_the_log_have_the_documented_keys(done: Callable[[str], Path]) -
         ("val", 6),
     ]
     for row in rows(done("fp32, adamw"), "train"):
-        named = {"kind", "step", "steps", "loss", "terms", "lr", "grad_norm", "weights", "latents", "seconds"}
+        named = {"kind", "step", "steps", "loss", "terms", "lr", "grad_norm", "weights", "latents", "seconds", "waiting"}
         assert set(row) == named
         assert row["steps"] == 6
+        assert 0 < row["waiting"] < 1
         assert set(row["terms"]) == {"dice_ce", "align/x3", "align/x4"}
         aligned = (row["terms"]["align/x3"] + row["terms"]["align/x4"]) / 2
         assert row["loss"] == pytest.approx(row["terms"]["dice_ce"] + 0.1 * aligned, rel=1e-5)
@@ -321,7 +322,7 @@ def test_the_loss_on_one_patient_falls(overfitted: Path) -> None:
 
 def test_without_alignment_there_is_no_trace_of_it(overfitted: Path) -> None:
     for row in rows(overfitted):
-        assert set(row) == {"kind", "step", "steps", "loss", "terms", "lr", "grad_norm", "seconds"}
+        assert set(row) == {"kind", "step", "steps", "loss", "terms", "lr", "grad_norm", "seconds", "waiting"}
         assert row["kind"] == "train"
         assert row["terms"] == {"dice_ce": row["loss"]}
     assert not any(name.startswith("anchors") for name in tensors(overfitted, "last", "model"))
