@@ -201,7 +201,19 @@ def test_rows_of_the_log_have_the_documented_keys(done: Callable[[str], Path]) -
         ("val", 6),
     ]
     for row in rows(done("fp32, adamw"), "train"):
-        named = {"kind", "step", "steps", "loss", "terms", "lr", "grad_norm", "weights", "latents", "seconds", "waiting"}
+        named = {
+            "kind",
+            "step",
+            "steps",
+            "loss",
+            "terms",
+            "lr",
+            "grad_norm",
+            "weights",
+            "latents",
+            "seconds",
+            "waiting",
+        }
         assert set(row) == named
         assert row["steps"] == 6
         assert 0 < row["waiting"] < 1

@@ -48,7 +48,7 @@ Source: Ding, Yu, Yang: RFNet, ICCV 2021, and the facts of its public code. Devi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
@@ -403,8 +403,9 @@ class _RegionFusion(nn.Module):
         The sum over modalities goes into the convolution's weights, which are small, in place of K mixtures, which are
         not.
         """
-        weights = self.weights(features, p, present)[:, :, [self.modalities.names.index(name) for name in features]]
+        index = [self.modalities.names.index(name) for name in features]
         x = torch.cat(list(features.values()), dim=1)
+        weights = self.weights(x, index, p, present)[:, :, index]
         rows = self.refine[0].conv.weight.flatten(1).unflatten(1, (p.shape[1], 1, -1))
         each = []
         for one, maps, w in zip(x.split(1), p.to(x.dtype).split(1), weights, strict=True):
@@ -414,15 +415,16 @@ class _RegionFusion(nn.Module):
             )
         return each[0] if len(each) == 1 else torch.cat(each)
 
-    def weights(self, features: Mapping[str, Tensor], p: Tensor, present: Tensor) -> Float[Tensor, "B K M"]:
-        """w of every region and modality, between 0 and 1, and 0 for what is not present."""
+    def weights(
+        self, x: Float[Tensor, "B C x y z"], index: Sequence[int], p: Tensor, present: Tensor
+    ) -> Float[Tensor, "B K M"]:
+        """w of every region and modality, between 0 and 1, and 0 for what is not present. x: features of some
+        modalities, joined; index: which"""
         area = p.flatten(2).float().mean(dim=2)[..., None]
-        some = next(iter(features.values()))
-        guide = _last(p).transpose(1, 2).to(some.dtype)
-        sums = {name: (guide @ _last(x)).float() / guide.shape[2] for name, x in features.items()}
-        nothing = area.new_zeros(*p.shape[:2], some.shape[1])
-        pooled = [sums[name] / (area + 1e-7) if name in sums else nothing for name in self.modalities]
-        given = torch.cat([*pooled, area], dim=2)
+        sums = (_last(p).transpose(1, 2).to(x.dtype) @ _last(x)).float() / p[0, 0].numel()
+        pooled = area.new_zeros(*p.shape[:2], len(self.modalities), x.shape[1] // len(index))
+        pooled[:, :, index] = (sums / (area + 1e-7)).unflatten(2, (len(index), -1))
+        given = torch.cat([pooled.flatten(2), area], dim=2)
         scores = torch.stack([gate(given[:, k]) for k, gate in enumerate(self.gates)], dim=1)
         return scores.sigmoid() * present[:, None]
 

@@ -136,7 +136,7 @@ def test_features_are_averaged_over_each_region_and_modality() -> None:
     features["t1c"][0, 0, :, 0, 0] = torch.tensor([1.0, 2.0, 3.0, 10.0])
     features["t2f"][0, 1, :, 0, 0] = torch.tensor([0.0, 0.0, 6.0, 20.0])
     p = torch.tensor([[1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])[None, :, :, None, None]
-    weights = fusion.weights(features, p, torch.tensor([[True, False]]))
+    weights = fusion.weights(torch.cat(list(features.values()), dim=1), [0, 1], p, torch.tensor([[True, False]]))
     torch.testing.assert_close(fusion.gates[0].given, torch.tensor([[2.0, 0, 0, 2.0, 0.75]]))
     torch.testing.assert_close(fusion.gates[1].given, torch.tensor([[10.0, 0, 0, 20.0, 0.25]]))
     assert weights.tolist() == [[[0.5, 0.0], [0.5, 0.0]]]
@@ -154,7 +154,7 @@ def test_regions_are_weighed_sums_of_the_modalities_joined_and_convolved() -> No
     features, p = {name: torch.randn(2, 2, 3, 3, 3) for name in TWO}, torch.randn(2, 3, 3, 3, 3).softmax(dim=1)
     present = torch.tensor([[True, True], [True, False]])
     features["t2f"][1] = 0
-    w = fusion.weights(features, p, present)[..., None, None, None, None]
+    w = fusion.weights(torch.cat(list(features.values()), dim=1), [0, 1], p, present)[..., None, None, None, None]
     joined = [sum(p[:, k, None] * w[:, k, m] * features[name] for m, name in enumerate(TWO)) for k in range(3)]
     expected = fusion.refine[0].conv(torch.cat(joined, dim=1))
     torch.testing.assert_close(fusion.regions(features, p, present), expected)
