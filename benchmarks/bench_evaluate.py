@@ -8,6 +8,7 @@ is timed, and the number of windows and subsets is in ``extra_info``: their prod
 
 from __future__ import annotations
 
+from functools import cache
 from math import ceil, prod
 
 import made
@@ -16,6 +17,7 @@ import torch
 
 from medmap.compiled import Compiled
 from medmap.core.box import Box
+from medmap.core.memory import keep_freed_memory
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.inference import _Looked, _network_box, answer_subsets
 
@@ -33,19 +35,23 @@ def bench_fifteen_subsets(benchmark, which: str) -> None:
 
 @pytest.mark.parametrize("which", NETWORKS)
 def bench_one_window_of_one_subset(benchmark, which: str) -> None:
-    made.memory(plain=True)
-    network, patient = made.network(*which.split(":"), plain=True).eval(), made.patient()
-    box = Box.union([image.box for image in patient.images.values()])
+    box = Box.union([image.box for image in made.patient().images.values()])
     windows = prod(max(1, ceil((n - WINDOW) / (WINDOW // 2)) + 1) for n in box.shape)
-    images, every = torch.randn(1, 4, WINDOW, WINDOW, WINDOW), torch.ones(1, 4, dtype=torch.bool)
-
-    def window() -> None:
-        with torch.inference_mode():
-            network(images, every, every)
-
     benchmark.group = f"15 subsets at 1 mm, {which}"
     benchmark.extra_info |= {"windows": windows, "subsets": 15}
-    benchmark.pedantic(window, rounds=3, warmup_rounds=1)
+    with made.apart() as run:
+        benchmark.pedantic(lambda: run(_window, which), rounds=5, warmup_rounds=1)
+
+
+@cache
+def _plain(which: str):
+    return made.network(*which.split(":"), plain=True).eval()
+
+
+def _window(which: str) -> None:
+    images, every = torch.randn(1, 4, WINDOW, WINDOW, WINDOW), torch.ones(1, 4, dtype=torch.bool)
+    with torch.inference_mode():
+        _plain(which)(images, every, every)
 
 
 @pytest.mark.parametrize("which", NETWORKS)
@@ -80,7 +86,7 @@ def bench_prediction(benchmark, which: str, engine: str, count: int) -> None:
 
 
 def _placed(which: str):
-    made.memory(plain=False)
+    keep_freed_memory()
     return made.network(*which.split(":")).eval()
 
 

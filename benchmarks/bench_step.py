@@ -5,11 +5,14 @@ Two crops of 64³ with a random subset each, through network, criterion, backwar
 
 from __future__ import annotations
 
+from functools import cache
+
 import made
 import pytest
 import torch
 
 from medmap.config import Config, TrainConfig
+from medmap.core.memory import keep_freed_memory
 from medmap.core.modality import GLIOMA_MRI
 from medmap.criterion import Lesson
 from medmap.inference import autocast
@@ -23,14 +26,27 @@ EDGE = 64
     ["unet:tiny", "unet:small", "unet:base", "pmkl:tiny", "mmformer:tiny", "acn:tiny", "rfnet:tiny", "uhved:tiny"],
 )
 def bench_step(benchmark, which: str, how: str) -> None:
-    step = stepper(which, plain=how == "plain")
     benchmark.group = f"training step, {which}"
-    benchmark.pedantic(step, rounds=5, warmup_rounds=2)
+    if how == "medmap":
+        keep_freed_memory()
+        benchmark.pedantic(stepper(which, plain=False), rounds=5, warmup_rounds=2)
+        return
+    with made.apart() as run:
+        benchmark.pedantic(lambda: run(_plain_step, which), rounds=5, warmup_rounds=2)
+
+
+@cache
+def _plain(which: str):
+    return stepper(which, plain=True)
+
+
+def _plain_step(which: str) -> None:
+    _plain(which)()
 
 
 def stepper(which: str, *, plain: bool, edge: int = EDGE):
     """A function that makes one step."""
-    made.memory(plain)
+    torch.manual_seed(0)
     network = made.network(*which.split(":"), plain=plain).train()
     network.at_progress(0.6)
     lesson = Lesson(network, Config(train=TrainConfig(patch=(edge,) * 3)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import cache
+from multiprocessing import get_context
 
 import torch
 
@@ -11,7 +13,6 @@ from medmap.align import AlignedSegmenter, build_segmenter
 from medmap.config import AlignConfig, ModelConfig
 from medmap.core.case import Prepared
 from medmap.core.labels import SCHEMES
-from medmap.core.memory import M_MMAP_MAX, M_TOP_PAD, M_TRIM_THRESHOLD, keep_freed_memory
 from medmap.core.modality import GLIOMA_MRI
 from medmap.data.preprocess import prepare_case
 from medmap.models.blocks import placed
@@ -22,9 +23,6 @@ CPU = torch.device("cpu")
 SCHEME = SCHEMES["brats2023"]
 PRECISION = resolve_precision("auto", CPU)
 BRATS = (240, 240, 155)
-
-GLIBC = ((M_TRIM_THRESHOLD, 128 * 1024), (M_TOP_PAD, 0), (M_MMAP_MAX, 65536))
-"""What the C library does unless asked."""
 
 
 @cache
@@ -41,10 +39,11 @@ def network(name: str, size: str, *, plain: bool = False) -> AlignedSegmenter:
     return found if plain else placed(found, CPU)
 
 
-def memory(plain: bool) -> None:
-    """Freed memory is given back, or kept."""
-    if plain:
-        for option, value in GLIBC:
-            ctypes.CDLL("libc.so.6").mallopt(option, value)
-    else:
-        keep_freed_memory()
+@contextmanager
+def apart():
+    """A process of its own, for the plain way: memory that this one has kept would make it faster than it is.
+
+    Gives a function that runs another one there; it is found by its name.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        yield lambda function, *args: pool.submit(function, *args).result()

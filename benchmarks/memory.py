@@ -17,6 +17,7 @@ import torch
 from bench_step import stepper
 
 from medmap.compiled import Compiled
+from medmap.core.memory import keep_freed_memory
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.inference import answer_subsets
 from medmap.phantom import Settings, simulate, write_phantoms
@@ -26,13 +27,15 @@ STEPS = ("unet:base", "unet:small", "pmkl:tiny", "mmformer:tiny", "acn:tiny", "r
 
 
 def _step(which: str, edge: int, plain: bool = False) -> None:
+    if not plain:
+        keep_freed_memory()
     step = stepper(which, plain=plain, edge=edge)
     for _ in range(2):
         step()
 
 
 def _answers(which: str, subsets: list[ModalitySet], engine: str = "torch") -> None:
-    made.memory(plain=False)
+    keep_freed_memory()
     network = made.network(*which.split(":")).eval()
     compiled = Compiled(network, made.PRECISION) if engine == "openvino" else None
     for _ in answer_subsets(network, made.patient(), subsets, precision=made.PRECISION, compiled=compiled):
