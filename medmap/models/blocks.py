@@ -15,6 +15,8 @@ from medmap.core.modality import ModalitySet
 from medmap.errors import ConfigError
 from medmap.models.backbone import Encoded, columns, encode_rows
 
+ROW_CHANNELS = 128
+
 Size = TypeVar("Size")
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -40,8 +42,35 @@ def instance_norm(
     """
     if x.device.type != "cpu" or x.is_contiguous():
         return F.instance_norm(x, weight=weight, bias=bias, eps=eps)
-    each = [F.batch_norm(sample, None, None, weight, bias, training=True, eps=eps) for sample in x.split(1)]
+    of_one = _batch_norm_of_one if torch.is_grad_enabled() else _batch_norm_in_rows
+    each = [of_one(sample, weight, bias, eps) for sample in x.split(1)]
     return each[0] if len(each) == 1 else torch.cat(each)
+
+
+def _batch_norm_of_one(x: Float[Tensor, "1 C x y z"], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+
+
+def _batch_norm_in_rows(
+    x: Float[Tensor, "1 C x y z"], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Float[Tensor, "1 C x y z"]:
+    """The same without a backward pass, and faster: several voxels are taken for one with as many channels.
+
+    torch's kernel goes through memory voxel by voxel, and few channels fill no register. The moments of every k-th
+    voxel are put together, which are equally many for each i::
+
+        μ = 1/k Σ_i μ_i        σ² = 1/k Σ_i (σ²_i + (μ_i − μ)²)                                 i = 1 … k
+    """
+    channels, (depth, rows, across) = x.shape[1], x.shape[2:]
+    k = next(k for k in (8, 4, 2, 1) if k == 1 or (k * channels <= ROW_CHANNELS and rows * across % k == 0))
+    wide = x.permute(0, 2, 3, 4, 1).reshape(1, depth, -1, 1, k * channels).permute(0, 4, 1, 2, 3)
+    as_float = [torch.zeros(k * channels), torch.ones(k * channels)]  # or the moments would come in bf16
+    means, variances = (m.view(k, channels) for m in torch.batch_norm_update_stats(wide, *as_float, 0.0))
+    mean = means.mean(dim=0)
+    variance = (variances + (means - mean).square()).mean(dim=0)
+    repeated = [None if v is None else v.repeat(k) for v in (mean, variance, weight, bias)]
+    out = F.batch_norm(wide, *repeated, training=False, eps=eps)
+    return out.permute(0, 2, 3, 4, 1).reshape(1, depth, rows, across, channels).permute(0, 4, 1, 2, 3)
 
 
 def placed(network: Network, device: torch.device) -> Network:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
 from medmap.models.backbone import encode_rows
@@ -120,3 +121,20 @@ def test_rows_that_are_worked_out_lie_among_zeros_as_they_were_laid_out(layout: 
     assert torch.equal(level[1:], 2 * image[1:])
     assert not level[0].any()
     assert level.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 16, 8, 8, 8), (2, 5, 7, 5, 3), (1, 8, 3, 2, 2), (1, 200, 4, 4, 4), (3, 64, 5, 2, 7)]
+)
+@pytest.mark.parametrize("affine", [True, False])
+def test_without_a_backward_pass_the_normalisation_is_the_same(shape: tuple[int, ...], affine: bool) -> None:
+    x = (3 * torch.randn(shape) + 5).bfloat16().float().to(memory_format=torch.channels_last_3d)
+    weight, bias = (torch.rand(shape[1]) + 0.5, torch.randn(shape[1])) if affine else (None, None)
+    scale, shift = (None if v is None else v.double() for v in (weight, bias))
+    exact = F.instance_norm(x.double(), weight=scale, bias=shift)
+    with torch.no_grad():
+        quick, half = instance_norm(x, weight, bias), instance_norm(x.bfloat16(), weight, bias)
+    torch.testing.assert_close(quick.double(), exact, rtol=0, atol=2e-5)
+    assert quick.is_contiguous(memory_format=torch.channels_last_3d)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.double(), exact, rtol=2**-8, atol=2**-8)
