@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import made
@@ -16,9 +18,10 @@ import numpy as np
 import torch
 from bench_step import stepper
 
-from medmap.align import build_segmenter
+from medmap.align import AlignedSegmenter, build_segmenter
 from medmap.card import SHIPPED
 from medmap.config import AlignConfig, ModelConfig
+from medmap.core.case import Prepared
 from medmap.core.memory import keep_freed_memory
 from medmap.core.modality import ModalitySet
 from medmap.data.layouts import recognise
@@ -60,9 +63,7 @@ def _sequences() -> None:
         network = build_segmenter(ModelConfig(size="tiny"), AlignConfig(anchor="none"), modalities, 4).eval()
         network = placed(network, made.CPU)
         subsets = list(modalities.subsets())
-        work = lambda network=network, subsets=subsets: list(  # noqa: E731
-            answer_subsets(network, patient, subsets, precision=made.PRECISION)
-        )
+        work = partial(_answered, network, patient, subsets)
         memory, seconds = _counted(work), _seconds(work)
         counts.append((count, len(subsets), sum(map(len, subsets))))
         times.append(seconds)
@@ -84,9 +85,7 @@ def _voxels() -> None:
         subset = ModalitySet(tuple(patient.images))
         (answer,) = answer_subsets(network, patient, [subset], precision=made.PRECISION)
         sizes.append(answer.probabilities[0].size)
-        works[sizes[-1]] = lambda patient=patient, subset=subset: list(
-            answer_subsets(network, patient, [subset], precision=made.PRECISION)
-        )
+        works[sizes[-1]] = partial(_answered, network, patient, [subset])
     _table("voxels of a prediction from four, unet base", works)
 
 
@@ -105,6 +104,11 @@ def _table(what: str, works: dict[int, Callable[[], object]]) -> None:
         times.append(_seconds(work))
         print(f"| {size:,} | {times[-1]:.3f} | {memories[-1]:.2f} |", flush=True)
     print(f"\ntime grows with exponent {_slope(works, times):.2f}, memory with {_slope(works, memories):.2f}\n")
+
+
+def _answered(network: AlignedSegmenter, patient: Prepared, subsets: Sequence[ModalitySet]) -> None:
+    """One answer after the other; none is kept."""
+    deque(answer_subsets(network, patient, subsets, precision=made.PRECISION), maxlen=0)
 
 
 def _slope(sizes: Sequence[int], values: Sequence[float]) -> float:
