@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_up_calls import works
 
 from medmap import compiled
 from medmap.align import AlignedSegmenter, build_segmenter
@@ -173,3 +175,14 @@ def test_an_engine_that_cannot_be_had_is_refused_with_what_to_do(monkeypatch: py
     assert resolve_engine("auto", CPU) == "torch"
     with pytest.raises(InputError, match=r"pip install 'medmap\[cpu\]'"):
         resolve_engine("openvino", CPU)
+
+
+def test_the_command_names_the_engine_that_answered(tiny_run: Path, tiny_phantoms: Path, tmp_path: Path) -> None:
+    patient = "PHANTOM-00000-000"
+    image = tiny_phantoms / patient / f"{patient}-t2f.nii.gz"
+    for words, engine in (((), "torch"), (("--engine", "openvino", "--precision", "fp32"), "openvino")):
+        mask = tmp_path / f"{engine}.nii.gz"
+        works("predict", "--model", tiny_run, "--t2f", image, "-o", mask, *words)
+        record = json.loads(mask.with_name(f"{engine}.medmap.json").read_text())
+        assert record["model"]["engine"] == engine
+        assert (record["model"]["engines_agree"] is None) == (engine == "torch")
