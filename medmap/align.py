@@ -148,7 +148,6 @@ def alignment_loss(
     log_var: log σ² of a backbone with Gaussian latents; σ = 1 without
 
     For M = 4, all seen, a mixture anchor and unit variances this is Σ_j MSE(Z_j, P) / 8 of MedMAP's public code.
-
     >>> z = torch.randn(2, 4, 3, 2, 2, 2)
     >>> bool(alignment_loss(z[:, :1].expand_as(z), Uniform(4), torch.ones(2, 4, dtype=torch.bool)) < 1e-12)
     True
@@ -226,8 +225,7 @@ class AlignedSegmenter(nn.Module):
         self.backbone = backbone
         self.stem = stem
         self.anchors = nn.ModuleDict(dict(anchors))
-        self.fill = fill
-        self.scale_at_test = scale_at_test
+        self.fill, self.scale_at_test = fill, scale_at_test
 
     def _anchor(self, level: str) -> Anchor:
         return cast(Anchor, self.anchors[level])
@@ -251,15 +249,14 @@ class AlignedSegmenter(nn.Module):
         return stem_alone and self.backbone.separable
 
     def digested(self, encoded: Encoded) -> Encoded:
-        """With what the backbone makes of each latent whatever the others are in place of the latent, at the levels
-        where it says so and nothing is filled in or rescaled before it decodes."""
-        digest = getattr(self.backbone, "digest", None)
-        if digest is None:
+        """With what the backbone makes of each latent in its place, where nothing is filled in or rescaled before."""
+        if (digest := getattr(self.backbone, "digest", None)) is None:
             return encoded
         changed = {STEM, *(self.anchors if self.fill != "none" or self.scale_at_test else ())}
-        ready = [level for level in encoded.levels if level not in changed]
-        digests = {level: {n: digest(level, n, z) for n, z in encoded.levels[level].items()} for level in ready}
-        return replace(encoded, levels={k: z for k, z in encoded.levels.items() if k not in ready}, digests=digests)
+        kept = {level: z for level, z in encoded.levels.items() if level in changed}
+        ready = [(level, z) for level, z in encoded.levels.items() if level not in changed]
+        digests = {level: {n: digest(level, n, z) for n, z in each.items()} for level, each in ready}
+        return replace(encoded, levels=kept, digests=digests)
 
     def anchor_weights(self) -> dict[str, dict[str, float]]:
         """{level: {modality: w}} of the anchors that have weights."""

@@ -30,6 +30,18 @@ def process(*words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+def imported_by(words: list[str], names: tuple[str, ...]) -> str:
+    """Which of some modules a command that succeeds has imported."""
+    code = (
+        f"import sys\nsys.argv = {['medmap', *words]!r}\nfrom medmap.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        f"print('imported:', [name for name in {names!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
 @pytest.fixture(autouse=True)
 def _plain_manner() -> Iterator[None]:
     yield
@@ -46,29 +58,15 @@ def image(tiny_phantoms: Path) -> Path:
 
 @pytest.mark.parametrize("words", [("--help",), ("check", "--help"), ("doctor",), ("check", "DATA", "--deep")])
 def test_nothing_heavy_is_imported_for_what_must_be_quick(words: tuple[str, ...], tiny_phantoms: Path) -> None:
-    argv = ["medmap", *(str(tiny_phantoms) if word == "DATA" else word for word in words)]
-    code = (
-        f"import sys\nsys.argv = {argv!r}\nfrom medmap.cli import main\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-        f"print('imported:', [name for name in {HEAVY!r} if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "imported: []"
+    argv = [str(tiny_phantoms) if word == "DATA" else word for word in words]
+    assert imported_by(argv, HEAVY) == "imported: []"
 
 
 def test_a_prediction_waits_for_nothing_but_torch(tiny_run: Path, image: Path, tmp_path: Path) -> None:
     """What trains, spreads, draws or compiles takes seconds to import, and one patient needs none of it."""
     others = ("monai", "lightning_fabric", "matplotlib", "ray", "openvino", "torch._dynamo")
-    argv = ["medmap", "predict", "--model", str(tiny_run), "--t2f", str(image), "-o", str(tmp_path / "seg.nii.gz")]
-    code = (
-        f"import sys\nsys.argv = {argv!r}\nfrom medmap.cli import main\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-        f"print('imported:', [name for name in {('torch', *others)!r} if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "imported: ['torch']"
+    argv = ["predict", "--model", str(tiny_run), "--t2f", str(image), "-o", str(tmp_path / "seg.nii.gz")]
+    assert imported_by(argv, ("torch", *others)) == "imported: ['torch']"
 
 
 def test_what_is_wrong_is_said_before_torch_is_imported(tiny_run: Path, tiny_store: Path, image: Path) -> None:

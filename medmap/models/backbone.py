@@ -49,7 +49,8 @@ class Encoded:
     def digest(self, backbone: Backbone, level: str, name: str) -> Any:
         """A backbone's digest of one latent: the one that is here, or a new one."""
         ready = self.digests.get(level, {})
-        return ready[name] if name in ready else backbone.digest(level, name, self.levels[level][name])  # type: ignore[attr-defined]
+        make: Callable[[str, str, Tensor], Any] = getattr(backbone, "digest")  # noqa: B009 (need not be there)
+        return ready[name] if name in ready else make(level, name, self.levels[level][name])
 
     def present(self, level: str, kept: Bool[Tensor, "B M"]) -> Bool[Tensor, "B M"]:
         """Which latents of a level a decoder may use: the kept ones, and those that were filled in."""
