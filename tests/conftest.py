@@ -59,6 +59,26 @@ def tiny_run(tiny_store: Path) -> Path:
     return run
 
 
+@pytest.fixture(scope="session")
+def made_up_brats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """{year: phantoms named and laid out as BraTS is published, one of each part of its split}. Read only."""
+    from medmap.data.splits import _read
+    from medmap.phantom import Settings, write_phantoms
+
+    root = tmp_path_factory.mktemp("brats")
+    write_phantoms(root / "phantoms", 3, 0, Settings(spacing_mm=4.0), layout="brats2021")
+    for year, split in BRATS_SPLITS.items():
+        listing = _read(split)
+        folder = root / year / ("HGG" if year == "2018" else "MICCAI_BraTS2020_TrainingData")
+        for number, id in enumerate(listing[part][0] for part in ("train", "val", "test")):
+            (folder / id).mkdir(parents=True)
+            for file in (root / "phantoms" / f"PHANTOM-{number:05d}-000").iterdir():
+                (folder / id / f"{id}_{file.name.rpartition('_')[2]}").write_bytes(file.read_bytes())
+    return {year: root / year for year in BRATS_SPLITS}
+
+
+BRATS_SPLITS = {"2018": "brats2018-list1", "2020": "brats2020"}
+
 TINY_RECIPE = (
     "model.size=tiny",
     "align.levels=[x4]",
