@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from medmap.core.gaussian import Gaussian, kl
+from medmap.core.gaussian import LEAST_VARIANCE, Gaussian, kl, mixed, moments
 
 means = st.floats(-10, 10)
 log_vars = st.floats(-4, 4)
@@ -64,3 +64,28 @@ def test_for_unit_variances_it_is_half_the_squared_error() -> None:
 def test_shapes_broadcast() -> None:
     many, one = Gaussian.unit(torch.randn(2, 4, 3)), Gaussian.unit(torch.randn(2, 1, 3))
     assert kl(many, one).shape == (2, 4, 3)
+
+
+def test_a_mixture_of_large_means_keeps_its_small_variance() -> None:
+    """In float32 the mean of squares minus the squared mean would be 0 or a multiple of 1/16."""
+    parts = Gaussian(torch.tensor([1000.0, 1000.01]), torch.tensor([-9.0, -9.0]))
+    found = mixed(parts, torch.tensor([0.5, 0.5]), dim=0)
+    assert float(found.log_var.exp()) == pytest.approx(math.exp(-9) + 0.005**2, rel=0.02)
+
+
+@given(st.lists(st.tuples(means, log_vars), min_size=1, max_size=5))
+@settings(deadline=None)
+def test_moments_of_gaussian_values_are_those_of_their_equal_mixture(parts: list[tuple[float, float]]) -> None:
+    mean, log_var = (torch.tensor(column, dtype=torch.float64) for column in zip(*parts, strict=True))
+    found = moments(mean, (0,), log_var)
+    share = torch.full_like(mean, 1 / len(parts))
+    torch.testing.assert_close(torch.stack(found).squeeze(1), torch.stack(mixed(Gaussian(mean, log_var), share, dim=0)))
+
+
+def test_values_that_do_not_vary_have_the_least_variance_and_no_gradient() -> None:
+    values = torch.full((3, 5), 7.0, requires_grad=True)
+    found = moments(values, (1,))
+    torch.testing.assert_close(found.log_var.exp(), torch.full((3, 1), LEAST_VARIANCE))
+    found.log_var.sum().backward()
+    assert values.grad is not None
+    assert not values.grad.any()
