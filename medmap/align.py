@@ -12,154 +12,26 @@ and not w/Σw; masks are per sample; nothing that was dropped enters a predictio
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
+from math import nan
 from typing import NamedTuple, cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 
+from medmap.anchors import Anchor, ElectedTeacher, PrecisionWeighted, alignment_loss, build_anchor
 from medmap.config import AlignConfig, ModelConfig
-from medmap.core.gaussian import Gaussian, kl, mixed
-from medmap.core.modality import ModalitySet, canonical
+from medmap.core.gaussian import Gaussian
+from medmap.core.modality import ModalitySet
 from medmap.errors import ConfigError
 from medmap.models import build_backbone
 from medmap.models.backbone import Auxiliary, Backbone, Decoded, Encoded, Term, stacked, trait
 from medmap.models.stem import Stem, build_stem
 
 STEM = "stem"
-
-
-class Anchor(nn.Module, ABC):
-    """P_mix of one level: a distribution made from latents, or given beforehand."""
-
-    @abstractmethod
-    def forward(
-        self, latents: Float[Tensor, "B M C x y z"], seen: Bool[Tensor, "B M"], log_var: Tensor | None = None
-    ) -> Gaussian:
-        """Gaussian [B C x y z] from the modalities that are seen; the others have no influence.
-
-        latents are means; ``log_var``, of the same shape, their log-variances; without it all variances are 1
-        """
-
-    def defined(self, seen: Bool[Tensor, "B M"]) -> Bool[Tensor, " B"]:
-        """Samples in which the anchor exists."""
-        return seen.any(dim=1)
-
-    def weights(self) -> Float[Tensor, " M"] | None:
-        """w over all M modalities, where the anchor has them."""
-        return None
-
-
-class Uniform(Anchor):
-    """Σ_j Z_j / |S|: the control that every learned mixture has to beat, and their common shape:
-
-    P = Σ_{j∈S} w_j Z_j / Σ_{j∈S} w_j  with w_j = 1/M here.
-    """
-
-    def __init__(self, modalities: int) -> None:
-        super().__init__()
-        self.modalities = modalities
-
-    def weights(self) -> Float[Tensor, " M"]:
-        return torch.full((self.modalities,), 1 / self.modalities)
-
-    def forward(
-        self, latents: Float[Tensor, "B M C x y z"], seen: Bool[Tensor, "B M"], log_var: Tensor | None = None
-    ) -> Gaussian:
-        weights = self.weights().to(latents) * seen
-        total = weights.sum(dim=1, keepdim=True)
-        share = weights / torch.where(seen.any(dim=1, keepdim=True), total, torch.ones_like(total))
-        # Not einsum: under autocast that would be a bfloat16 product.
-        shares = share.to(latents.dtype)[:, :, None, None, None, None]
-        if log_var is None:
-            return Gaussian.unit((shares * latents).sum(dim=1))
-        return mixed(Gaussian(latents, log_var), shares, dim=1)
-
-
-class LearnedMixture(Uniform):
-    """P*_mix: Σ_j w_j Z_j with w = softmax(θ), θ ∈ R^M learned from 0, renormalised over what is seen.
-
-    Without filling, the only force on w is Σ_j ‖Z_j − P‖², whose minimiser is w = 1/M: expect the weights to carry no
-    information then (docs/method.md).
-    """
-
-    def __init__(self, modalities: int) -> None:
-        super().__init__(modalities)
-        self.theta = nn.Parameter(torch.zeros(modalities))
-
-    def weights(self) -> Float[Tensor, " M"]:
-        return self.theta.softmax(dim=0)
-
-
-class RatioMixture(Uniform):
-    """The published form of P*_mix: w / Σw from w ~ N(0, 0.1²). Some weight starts negative with probability 0.88."""
-
-    def __init__(self, modalities: int) -> None:
-        super().__init__(modalities)
-        self.w = nn.Parameter(0.1 * torch.randn(modalities))
-
-    def weights(self) -> Float[Tensor, " M"]:
-        return self.w / self.w.sum()
-
-
-class FixedModality(Anchor):
-    """P^k_mix: the latent of modality k behind a stop-gradient. Says nothing about a sample without k."""
-
-    def __init__(self, index: int) -> None:
-        super().__init__()
-        self.index = index
-
-    def defined(self, seen: Bool[Tensor, "B M"]) -> Bool[Tensor, " B"]:
-        return seen[:, self.index]
-
-    def forward(
-        self, latents: Float[Tensor, "B M C x y z"], seen: Bool[Tensor, "B M"], log_var: Tensor | None = None
-    ) -> Gaussian:
-        mean = latents[:, self.index].detach()
-        return Gaussian.unit(mean) if log_var is None else Gaussian(mean, log_var[:, self.index].detach())
-
-
-class StandardNormal(Anchor):
-    """P^N: N(0, I), whatever the sample."""
-
-    def forward(
-        self, latents: Float[Tensor, "B M C x y z"], seen: Bool[Tensor, "B M"], log_var: Tensor | None = None
-    ) -> Gaussian:
-        return Gaussian.unit(torch.zeros_like(latents[:, 0]))
-
-
-def alignment_loss(
-    latents: Float[Tensor, "B M C x y z"],
-    anchor: Anchor,
-    seen: Bool[Tensor, "B M"],
-    log_var: Float[Tensor, "B M C x y z"] | None = None,
-) -> Float[Tensor, ""]:
-    """L_align of one level, in nats per latent element.
-
-        L = 1/B Σ_b 1/|S_b| Σ_{j∈S_b} mean over elements of KL( N(Z_bj, σ²_bj) ‖ P_mix,b )
-
-    latents: Z, [B M C x y z]; rows of modalities that are not seen may hold anything finite
-    anchor:  P_mix; samples in which it does not exist add 0
-    seen:    S as a mask, Bool[B M]
-    log_var: log σ² of a backbone with Gaussian latents; σ = 1 without
-
-    For M = 4, all seen, a mixture anchor and unit variances this is Σ_j MSE(Z_j, P) / 8 of MedMAP's public code.
-    >>> z = torch.randn(2, 4, 3, 2, 2, 2)
-    >>> bool(alignment_loss(z[:, :1].expand_as(z), Uniform(4), torch.ones(2, 4, dtype=torch.bool)) < 1e-12)
-    True
-    """
-    latents = latents.float()
-    own = Gaussian.unit(latents) if log_var is None else Gaussian(latents, log_var.float())
-    target = anchor(latents, seen) if log_var is None else anchor(latents, seen, own.log_var)
-    counted = seen & anchor.defined(seen)[:, None]
-    spread = target.log_var if target.log_var.ndim == 0 else target.log_var[:, None]
-    terms = kl(own, Gaussian(target.mean[:, None], spread)).mean(dim=(2, 3, 4, 5))
-    per_sample = (terms * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
-    return per_sample.mean()
 
 
 def fill_absent(
@@ -248,6 +120,11 @@ class AlignedSegmenter(nn.Module):
         )
         return stem_alone and self.backbone.separable
 
+    @property
+    def blinkered(self) -> bool:
+        """Whether a joint T mixes the sequences, so that it may see, and makes latents of, what is kept alone."""
+        return self.stem is not None and not self.stem.separable and not self.stem.leaks
+
     def digested(self, encoded: Encoded) -> Encoded:
         """With what the backbone makes of each latent in its place, where nothing is filled in or rescaled before."""
         if (digest := getattr(self.backbone, "digest", None)) is None:
@@ -259,11 +136,22 @@ class AlignedSegmenter(nn.Module):
         return replace(encoded, levels=kept, digests=digests)
 
     def anchor_weights(self) -> dict[str, dict[str, float]]:
-        """{level: {modality: w}} of the anchors that have weights."""
-        found = {level: self._anchor(level).weights() for level in self.anchors}
+        """{level: {modality: w}} of the anchors that have weights; where these depend on the case, of the last loss."""
+        found = {level: self._anchor(level).told().get("weights") for level in self.anchors}
         return {
             level: dict(zip(self.modalities, w.tolist(), strict=True)) for level, w in found.items() if w is not None
         }
+
+    def anchor_log_var(self) -> dict[str, float]:
+        """{level: mean log-variance of the latents in the last loss} of the anchors that are about variances."""
+        found = {level: self._anchor(level).told().get("log_var") for level in self.anchors}
+        return {level: float(log_var) for level, log_var in found.items() if log_var is not None}
+
+    def elect(self, scores: Mapping[str, float]) -> None:
+        """Tell the anchors that choose a teacher how good each modality alone was in validation."""
+        for anchor in self.anchors.values():
+            if isinstance(anchor, ElectedTeacher):
+                anchor.elect([scores.get(name, nan) for name in self.modalities])
 
     def encode(
         self, images: Mapping[str, Tensor], seen: Bool[Tensor, "B M"], kept: Bool[Tensor, "B M"] | None = None
@@ -273,22 +161,22 @@ class AlignedSegmenter(nn.Module):
         kept = seen if kept is None else kept
         if self.stem is None:
             return self.backbone.encode(images, seen)
-        if not self.stem.separable:
+        if self.blinkered:
             seen = kept
         latents = Encoded({STEM: self.stem(images, seen)}, _size(images))
         inputs = latents
-        if self.fill != "none" and STEM in self.anchors:
-            inputs = self._filled(latents, STEM, seen, kept)
+        if STEM in self.anchors:
+            inputs = self._sampled(self._filled(latents, STEM, seen, kept), STEM, seen)
         encoded = self.backbone.encode(self._scaled(STEM, inputs.levels[STEM]), inputs.present(STEM, seen))
-        # The loss is about the latents as they were, not about what was put in their place.
+        # The loss is about the latents as they were, not about samples or what was put in their place.
         return replace(encoded, levels={**latents.levels, **encoded.levels}, filled=inputs.filled)
 
     def decode(self, encoded: Encoded, kept: Bool[Tensor, "B M"], seen: Bool[Tensor, "B M"] | None = None) -> Decoded:
         """Logits from the kept modalities. ``seen`` is looked at by the published filling alone."""
-        seen = kept if seen is None or self.fill != "seen" else seen
+        seen = kept if seen is None else seen
         for level in self.anchors:
-            if self.fill != "none" and level != STEM:
-                encoded = self._filled(encoded, level, seen, kept)
+            if level != STEM:
+                encoded = self._sampled(self._filled(encoded, level, seen, kept), level, seen)
         if STEM in encoded.filled:
             kept = kept | encoded.filled[STEM]
         levels = {level: self._scaled(level, latents) for level, latents in encoded.levels.items()}
@@ -298,9 +186,10 @@ class AlignedSegmenter(nn.Module):
         """One training pass over images [B M X Y Z] with masks Bool[B M]."""
         named = {name: images[:, m : m + 1] for m, name in enumerate(self.modalities)}
         # Without an anchor nobody asks for the latents of what was dropped, but a backbone whose own losses do.
-        visible = seen if self.anchors or trait(self.backbone, "uses_dropped") else kept
+        leaks = self.stem is not None and self.stem.leaks
+        visible = seen if self.anchors or leaks or trait(self.backbone, "uses_dropped") else kept
         encoded = self.encode(named, visible, kept)
-        present = kept if self.stem is not None and not self.stem.separable else visible
+        present = kept if self.blinkered else visible
         latents = {level: stacked(encoded.levels[level], self.modalities) for level in self.anchors}
         losses = {f"align/{level}": self._alignment(level, z, present) for level, z in latents.items()}
         decoded = self.decode(encoded, kept, seen)
@@ -312,26 +201,39 @@ class AlignedSegmenter(nn.Module):
         if hasattr(self.backbone, "progress"):
             self.backbone.progress = share
 
-    def _is_gaussian(self, level: str) -> bool:
+    def is_gaussian(self, level: str) -> bool:
+        """Whether the backbone's latents there hold means and log-variances, one after the other."""
         return level != STEM and bool(trait(self.backbone, "gaussian"))
 
     def _alignment(self, level: str, latents: Tensor, seen: Tensor) -> Tensor:
-        if not self._is_gaussian(level):
+        if not self.is_gaussian(level):
             return alignment_loss(latents, self._anchor(level), seen)
         own = Gaussian.split(latents, dim=2)
         return alignment_loss(own.mean, self._anchor(level), seen, own.log_var)
 
     def _filled(self, encoded: Encoded, level: str, seen: Tensor, kept: Tensor) -> Encoded:
+        if self.fill == "none":
+            return encoded
         over = seen if self.fill == "seen" else kept
         return fill_absent(
-            encoded, level, self._anchor(level), self.modalities, over, kept, gaussian=self._is_gaussian(level)
+            encoded, level, self._anchor(level), self.modalities, over, kept, gaussian=self.is_gaussian(level)
         )
+
+    def _sampled(self, encoded: Encoded, level: str, seen: Tensor) -> Encoded:
+        """In training a draw from each latent whose variance an anchor learns; what was filled in stays a mean."""
+        anchor = self._anchor(level)
+        if not (self.training and isinstance(anchor, PrecisionWeighted) and anchor.heads):
+            return encoded
+        rows = seen & ~encoded.filled[level] if level in encoded.filled else seen
+        at = self.modalities.names.index
+        drawn = {name: anchor.sample(z, at(name), rows[:, at(name)]) for name, z in encoded.levels[level].items()}
+        return replace(encoded, levels={**encoded.levels, level: drawn})
 
     def _scaled(self, level: str, latents: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if self.training or not self.scale_at_test or level not in self.anchors:
             return latents
         weights = self._anchor(level).weights()
-        if weights is None or self._is_gaussian(level):
+        if weights is None or self.is_gaussian(level):
             return latents
         return {name: z * weights[self.modalities.names.index(name)] for name, z in latents.items()}
 
@@ -339,22 +241,6 @@ class AlignedSegmenter(nn.Module):
 def _size(images: Mapping[str, Tensor]) -> tuple[int, int, int]:
     x, y, z = next(iter(images.values())).shape[2:]
     return x, y, z
-
-
-def build_anchor(config: AlignConfig, modalities: ModalitySet) -> Anchor:
-    """The anchor a configuration names."""
-    if config.anchor == "pk":
-        name = canonical(config.fixed or "")
-        if name not in modalities:
-            raise ConfigError(
-                f"align.fixed: {config.fixed} is not one of the model's modalities {', '.join(modalities)}"
-            )
-        return FixedModality(modalities.names.index(name))
-    if config.anchor == "pn":
-        return StandardNormal()
-    if config.anchor == "uniform":
-        return Uniform(len(modalities))
-    return (LearnedMixture if config.weights == "softmax" else RatioMixture)(len(modalities))
 
 
 def _check_weights(model: ModelConfig, backbone: Backbone, aligned: tuple[str, ...]) -> None:
@@ -396,5 +282,26 @@ def build_segmenter(model: ModelConfig, align: AlignConfig, modalities: Modality
     if align.anchor == "none" or (align.alpha == 0 and align.fill == "none"):
         wanted = ()
     _check_weights(model, backbone, wanted)
-    anchors = {level: build_anchor(align, modalities) for level in wanted}
+    plain = AlignedSegmenter(backbone, stem, {})
+    channels = _channels(plain, align) if wanted and align.anchor in ("precision", "ema", "gated") else {}
+    anchors = {level: build_anchor(align, modalities, channels.get(level, 0)) for level in wanted}
     return AlignedSegmenter(backbone, stem, anchors, align.fill, align.scale_at_test)
+
+
+@torch.no_grad()
+def _channels(network: AlignedSegmenter, align: AlignConfig) -> dict[str, int]:
+    """{level: channels that `build_anchor` is told}: no network says how many it has, so a small image is encoded."""
+    subset, edge = network.backbone.supported_subsets()[0], 2 * network.stride
+    seen = torch.tensor([[name in subset.names for name in network.modalities]])
+    training = network.training
+    with torch.random.fork_rng(devices=[]):
+        encoded = network.eval().encode({name: torch.zeros(1, 1, edge, edge, edge) for name in subset}, seen)
+    network.train(training)
+    gaussian = trait(network.backbone, "gaussian")
+
+    def told(level: str, width: int) -> int:
+        if level == STEM or not gaussian:
+            return width
+        return 0 if align.anchor == "precision" else width // 2  # half are log-variances, and then need no heads
+
+    return {level: told(level, next(iter(latents.values())).shape[1]) for level, latents in encoded.levels.items()}

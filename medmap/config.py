@@ -29,7 +29,8 @@ class DataConfig(_Section):
     source:       store: prepared patients; phantom: simulated ones (section ``phantom``)
     store:        folder that ``medmap prepare`` wrote
     modalities:   sequences to train on; all of the store's where null
-    split:        ``kfold`` or the name of a published list (brats2018-list1, brats2020, brats2021, …)
+    split:        ``kfold``, the name of a published list (brats2018-list1, brats2020, brats2021, …), or a JSON file of
+                  one's own with lists of case ids: train, val, test
     folds, fold:  k, and which of the k folds is the test fold of this run
     split_seed:   seed of the k-fold draw
     val_fraction: share of the training patients kept for validation (k-fold only; published lists bring their own)
@@ -79,7 +80,8 @@ class ModelConfig(_Section):
     name:         backbone, a key of ``medmap.models.BACKBONES``
     size:         the backbone's named size; where none is named base for a U-Net, the published one for any other
     students:     of pmkl: the subsets, as t1c+t2f, that each have a student; each one sequence where none is named
-    stem:         encoder T in front of the backbone: none, joint, non_shared, enhanced
+    stem:         encoder T in front of the backbone: none, joint, non_shared, enhanced; leaking: joint, and in training
+                  it sees what is dropped, as in the published first form. Never for use
     stem_published: the stem's blocks end in BatchNorm and ReLU, as in the published fragment
     loss_weights: weights of the backbone's own loss terms by name (1 where not named, 0 switches off)
     """
@@ -87,7 +89,7 @@ class ModelConfig(_Section):
     name: str = "unet"
     size: str = "base"
     students: tuple[str, ...] = ()
-    stem: Literal["none", "joint", "non_shared", "enhanced"] = "none"
+    stem: Literal["none", "joint", "non_shared", "enhanced", "leaking"] = "none"
     stem_published: bool = False
     loss_weights: dict[str, float] = Field(default_factory=dict)
 
@@ -99,10 +101,17 @@ class ModelConfig(_Section):
         return values
 
 
+FILLING = ("pstar", "pk", "uniform", "precision", "gated")
+"""Anchors that can stand in for an absent latent. Moments have no voxels, and LCKD's teacher is another one later."""
+
+
 class AlignConfig(_Section):
     """MedMAP: which latents are pulled to which anchor, and how hard.
 
-    anchor:        none; pstar (learned mixture P*); pk (fixed modality P^k); pn (standard normal P^N); uniform
+    anchor:        none; pstar (learned mixture P*); pk (fixed modality P^k); pn (standard normal P^N); uniform;
+                   precision (Gaussian latents weighted by their precision); moments (of channels, not voxels);
+                   ema (moments remembered over the training); gated (a mixture by the case);
+                   lckd (L1 to the modality that is best on validation)
     fixed:         the modality k of ``pk``
     levels:        names of the latents that are aligned, as the backbone offers them (and ``stem``); the deepest where
                    none is named
@@ -110,23 +119,32 @@ class AlignConfig(_Section):
     fill:          absent latents are replaced by the anchor: none; kept (over what this pass may look at);
                    seen (the published form: at training also over what was dropped, a leak)
     weights:       softmax, or ratio: the published w / Σw from N(0, 0.1²)
+    detach:        latents feel no pull from the anchor that is made of them (the published first form); its weights do
     scale_at_test: the published form: at test, features are also multiplied by their weight
     """
 
-    anchor: Literal["none", "pstar", "pk", "pn", "uniform"] = "pstar"
+    anchor: Literal["none", "pstar", "pk", "pn", "uniform", "precision", "moments", "ema", "gated", "lckd"] = "pstar"
     fixed: str | None = None
     levels: tuple[str, ...] = ()
     alpha: Annotated[float, Field(ge=0)] = 0.1
     fill: Literal["none", "kept", "seen"] = "none"
     weights: Literal["softmax", "ratio"] = "softmax"
+    detach: bool = False
     scale_at_test: bool = False
 
     @model_validator(mode="after")
     def _fixed_needs_a_name(self) -> AlignConfig:
         if (self.anchor == "pk") != (self.fixed is not None):
             raise ValueError("anchor pk needs `fixed: MODALITY`, and only pk takes it")
-        if self.fill != "none" and self.anchor in ("none", "pn"):
-            raise ValueError(f"fill: {self.fill} needs an anchor made of the modalities; found anchor: {self.anchor}")
+        if self.fill != "none" and self.anchor not in FILLING:
+            raise ValueError(
+                f"fill: {self.fill} needs an anchor made of the modalities with a value for every element; found "
+                f"anchor: {self.anchor}, take {', '.join(FILLING)}"
+            )
+        if self.detach and self.anchor not in ("pstar", "uniform", "precision", "gated"):
+            raise ValueError(f"detach is of anchors that latents are mixed into; found anchor: {self.anchor}")
+        if self.scale_at_test and self.anchor in ("precision", "moments", "ema", "gated", "lckd"):
+            raise ValueError(f"scale_at_test is of the published anchors; {self.anchor} has no weights to scale by")
         return self
 
 

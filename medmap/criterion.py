@@ -1,4 +1,4 @@
-"""The criterion, the sum of all loss terms, and the watch on collapsing latents."""
+"""The criterion, and the sum of all loss terms."""
 
 from __future__ import annotations
 
@@ -135,19 +135,3 @@ class Lesson(nn.Module):
             loss, terms = total_loss(output, target, self.criterion, self.config)
         latents = {level: z.detach() for level, z in output.latents.items()}
         return loss, {name: term.detach() for name, term in terms.items()}, latents
-
-
-def latent_spread(latents: Float[Tensor, "B M C x y z"], seen: Tensor) -> dict[str, float]:
-    """The watch on collapse: standard deviation and effective rank of the latents' channels over voxels.
-
-    std:  mean over channels of the standard deviation
-    rank: exp of the entropy of the covariance's normalised eigenvalues, between 1 and C (Roy & Vetterli 2007)
-    """
-    z = latents.detach().float()[seen].movedim(1, -1).flatten(0, -2)
-    covariance = torch.cov(z.T).reshape(z.shape[1], z.shape[1])
-    share = torch.linalg.eigvalsh(covariance).clamp(min=0)
-    share = share / share.sum().clamp(min=1e-12)
-    return {
-        "std": float(z.std(dim=0).mean()),
-        "rank": float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum())),
-    }

@@ -11,6 +11,8 @@ unable to move the logits. `medmap.models.check.check_backbone` holds a network 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -136,6 +138,37 @@ class Backbone(Protocol):
 TRAITS: dict[str, Any] = {"loss_weights": {}, "needs": {}, "stages": (), "uses_dropped": False, "gaussian": False}
 
 
+_FREE: ContextVar[bool] = ContextVar("masks are free", default=False)
+_FULL: ContextVar[bool] = ContextVar("masks are full", default=False)
+
+
+@contextmanager
+def free_masks(full: bool = False) -> Iterator[None]:
+    """While this lasts, no decision is taken by what a mask holds: it has its effect through arithmetic alone.
+
+    Every sequence passes its layers, and what a mask takes away becomes 0 behind them: the same result at a higher
+    price. A graph that is recorded meanwhile holds for every subset, with the mask as an input.
+
+    full: masks are known to be true everywhere, and need no arithmetic
+    """
+    free, known = _FREE.set(True), _FULL.set(full)
+    try:
+        yield
+    finally:
+        _FREE.reset(free)
+        _FULL.reset(known)
+
+
+def masks_are_free() -> bool:
+    """Whether no decision may be taken by what a mask holds, see `free_masks`."""
+    return _FREE.get()
+
+
+def all_true(rows: Bool[Tensor, "*any"]) -> bool:
+    """Whether a mask takes nothing away, as far as one may know."""
+    return _FULL.get() if masks_are_free() else bool(rows.all())
+
+
 def trait(backbone: Backbone, name: str) -> Any:
     """A member that a backbone need not have, or its default."""
     return getattr(backbone, name, TRAITS[name])
@@ -148,8 +181,10 @@ def encode_rows(
 
     What is absent then meets no convolution, no attention and no statistics of a normalisation.
     """
-    if bool(rows.all()):
+    if all_true(rows):
         return dict(module(image))
+    if masks_are_free():
+        return {level: z.where(rows.view(-1, *[1] * (z.ndim - 1)), 0.0) for level, z in module(image).items()}
     some = module(image.index_select(0, rows.nonzero().squeeze(1)))
     return {level: _among_zeros(latent, rows) for level, latent in some.items()}
 
@@ -173,7 +208,7 @@ def stacked(latents: Mapping[str, Tensor], modalities: ModalitySet) -> Float[Ten
 
 
 def columns(mask: Bool[Tensor, "B M"], modalities: ModalitySet) -> Iterator[tuple[str, Bool[Tensor, " B"]]]:
-    """(modality, its column of the mask) for every modality that at least one sample has."""
+    """(modality, its column of the mask) for every modality that at least one sample has, or that one may have."""
     for index, name in enumerate(modalities):
-        if bool(mask[:, index].any()):
+        if masks_are_free() or bool(mask[:, index].any()):
             yield name, mask[:, index]

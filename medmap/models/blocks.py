@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any, TypeVar
 
@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
 from medmap.errors import ConfigError
-from medmap.models.backbone import Encoded, columns, encode_rows
+from medmap.models.backbone import Encoded, all_true, columns, encode_rows, masks_are_free
 
 ROW_CHANNELS = 128
+SLICE_BYTES = 2**21
 
 Size = TypeVar("Size")
 Network = TypeVar("Network", bound=nn.Module)
@@ -40,9 +41,10 @@ def instance_norm(
     >>> torch.allclose(instance_norm(x.to(memory_format=torch.channels_last_3d)), F.instance_norm(x), atol=1e-5)
     True
     """
-    if x.device.type != "cpu" or x.is_contiguous():
+    if x.is_contiguous():
         return F.instance_norm(x, weight=weight, bias=bias, eps=eps)
-    of_one = _batch_norm_of_one if torch.is_grad_enabled() else _batch_norm_in_rows
+    in_rows = x.device.type == "cpu" and not torch.is_grad_enabled()
+    of_one = _batch_norm_in_rows if in_rows else _batch_norm_of_one
     each = [of_one(sample, weight, bias, eps) for sample in x.split(1)]
     return each[0] if len(each) == 1 else torch.cat(each)
 
@@ -76,12 +78,12 @@ def _batch_norm_in_rows(
 def placed(network: Network, device: torch.device) -> Network:
     """A network on a device, its weights laid out so that convolutions need not copy what they are given.
 
-    On a CPU that is channels last, for which `instance_norm` is made; a network with torch's own group or instance
-    normalisation would lose more in these than its convolutions gain.
+    That is channels last, for which `instance_norm` is made; a network with torch's own group or instance normalisation
+    would lose more in these than its convolutions gain.
     """
     network = network.to(device)
     copying = (nn.GroupNorm, nn.InstanceNorm3d)
-    if device.type == "cpu" and not any(type(module) in copying for module in network.modules()):
+    if not any(type(module) in copying for module in network.modules()):
         network = network.to(memory_format=torch.channels_last_3d)
     return network
 
@@ -232,48 +234,91 @@ def mean_of_present(
     """1/|S| Σ_{j∈S} z_j over the modalities S that a sample has, at least one."""
     usable = [name for name, _ in columns(present, modalities)]
     shares = (present.float() / present.sum(dim=1, keepdim=True))[:, [modalities.names.index(n) for n in usable]]
+    if masks_are_free():
+        parts = (
+            latents[n] * share[:, None, None, None, None] for n, share in zip(usable, shares.unbind(1), strict=True)
+        )
+        return reduce(torch.add, parts)
     mean: Tensor = _WeightedSum.apply(shares.tolist(), *(latents[name] for name in usable))
     return mean
 
 
-Weighed = tuple[Float[Tensor, "B C x y z"], Float[Tensor, "B 1 x y z"]]
-"""e z and e of one modality: what a gated mean needs of it, whatever the others are."""
-
-SCORE_LIMIT = 40.0
-"""Scores are held within ±40, so that no e = exp(score) is infinite or 0 in bf16."""
-
-
-def weighed(latent: Float[Tensor, "B C x y z"], score: Float[Tensor, "B 1 x y z"]) -> Weighed:
-    """(e z, e) with e = exp(score), for `gated_mean`."""
-    e = score.float().clamp(-SCORE_LIMIT, SCORE_LIMIT).exp().to(latent.dtype)
-    return latent * e, e
+Scored = tuple[Float[Tensor, "B C x y z"], Float[Tensor, "B 1 x y z"]]
+"""A modality's latent and its score: what a gated mean needs of it, whatever the others are."""
 
 
 def gated_mean(
-    parts: Mapping[str, Weighed], present: Bool[Tensor, "B M"], modalities: ModalitySet
+    parts: Mapping[str, Scored], present: Bool[Tensor, "B M"], modalities: ModalitySet
 ) -> Float[Tensor, "B C x y z"]:
     """Σ_j a_j z_j with a = softmax over the modalities j that a sample has of score_j, per voxel.
 
-    The softmax is Σ_j e_j z_j / Σ_j e_j: numerators do not depend on which others are there, so that many subsets can
-    be fused from them with sums alone.
+    Sums of e^score z, which do not depend on the subset, would be faster. But scores are as large as latents, hundreds:
+    only their differences among those that are there fit into an exponential.
 
     >>> z = torch.randn(1, 2, 3, 3, 3)
-    >>> alone = gated_mean({"t1c": weighed(z, z[:, :1])}, torch.tensor([[True]]), ModalitySet(("t1c",)))
-    >>> torch.allclose(alone, z, atol=1e-6)
+    >>> alone = gated_mean({"t1c": (z, z[:, :1])}, torch.tensor([[True]]), ModalitySet(("t1c",)))
+    >>> torch.equal(alone, z)
     True
     """
     usable = list(columns(present, modalities))
-    masked = [_rows(parts[name], rows) for name, rows in usable]
-    numerator, denominator = (reduce(torch.add, terms) for terms in zip(*masked, strict=True))
-    return numerator * denominator.reciprocal()
+    latents, scores = zip(*(parts[name] for name, _ in usable), strict=True)
+    there = torch.stack([rows for _, rows in usable], dim=1)
+    if len(usable) == 1 and all_true(there):
+        return latents[0]  # the only weight is 1
+    score = torch.cat(scores, dim=1).float().masked_fill(~there[:, :, None, None, None], -torch.inf)
+    weights = score.softmax(dim=1).to(latents[0].dtype)
+    if masks_are_free() or latents[0].device.type != "cpu" or latents[0].is_contiguous():
+        return reduce(torch.add, (z * weights[:, j : j + 1] for j, z in enumerate(latents)))
+    fused: Tensor = _WeighedByVoxel.apply(there.tolist(), weights, *latents)
+    return fused
 
 
-def _rows(part: Weighed, rows: Bool[Tensor, " B"]) -> Weighed:
-    """A modality's share in the samples that have it, 0 in the others."""
-    if bool(rows.all()):
-        return part
-    there = rows[:, None, None, None, None]
-    return part[0] * there, part[1] * there
+class _WeighedByVoxel(torch.autograd.Function):
+    """Σ_j a_j z_j on a CPU, weights a [B M x y z], latents z_j [B C x y z] channels last; over the j that a sample has.
+
+    A product that broadcasts over channels goes through such memory in steps of C: three times as slow as one with
+    weights that were spread over the channels before. They are in slices, which stay in the cache.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, there: list[list[bool]], weights: Tensor, *latents: Tensor) -> Tensor:
+        ctx.there = there
+        ctx.save_for_backward(weights, *latents)
+        out = torch.empty_like(latents[0])
+        for row, sample, into, *own in zip(there, *(v.split(1) for v in (weights, out, *latents)), strict=True):
+            used = [j for j, has in enumerate(row) if has]
+            for weight, result, *slices in _sliced(sample, into, *own):
+                first, *others = used
+                total = slices[first] * _spread(weight, first, result)
+                for j in others:
+                    total = torch.addcmul(total, slices[j], _spread(weight, j, result))
+                result.copy_(total)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weights, *latents = ctx.saved_tensors
+        ones = torch.ones(1, gradient.shape[1], 1, 1, 1, dtype=gradient.dtype)
+        for_weights, parts = torch.zeros_like(weights), [torch.zeros_like(z) for z in latents]
+        whole = (gradient.contiguous(memory_format=torch.channels_last_3d), weights, for_weights)
+        for row, *own in zip(ctx.there, *(v.split(1) for v in (*whole, *latents, *parts)), strict=True):
+            for upstream, weight, for_weight, *slices in _sliced(*own):
+                for j in (j for j, has in enumerate(row) if has):
+                    torch.mul(upstream, _spread(weight, j, upstream), out=slices[len(row) + j])
+                    for_weight[:, j : j + 1] = F.conv3d(upstream * slices[j], ones)  # their sum, and faster than that
+        return None, for_weights, *parts
+
+
+def _spread(weights: Tensor, j: int, like: Tensor) -> Tensor:
+    """One modality's weights, for every channel."""
+    return weights[:, j : j + 1].expand_as(like).contiguous(memory_format=torch.channels_last_3d)
+
+
+def _sliced(*volumes: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Slices of volumes along their first axis in space, the same of each, small enough for a cache."""
+    largest = max(volume.numel() * volume.element_size() for volume in volumes)
+    count = min(volumes[0].shape[2], -(-largest // SLICE_BYTES))
+    return zip(*(volume.chunk(count, dim=2) for volume in volumes), strict=True)
 
 
 class _WeightedSum(torch.autograd.Function):

@@ -332,6 +332,24 @@ def _separable(trial: Trial) -> str:
     return ""
 
 
+def _digests(trial: Trial) -> str:
+    net = trial.network()
+    if not hasattr(net, "digest"):
+        return ""
+    with torch.no_grad():
+        encoded = net.encode(trial.images(net), mask_of(net, net.modalities))
+        digests = {
+            level: {n: net.digest(level, n, z) for n, z in each.items()} for level, each in encoded.levels.items()
+        }
+        ready = replace(encoded, levels={}, digests=digests)
+        for subset in net.supported_subsets():
+            mask = mask_of(net, subset)
+            fault = moved(net.decode(encoded, mask).logits, net.decode(ready, mask).logits)
+            if fault:
+                return f"{subset}: logits from latents and from their digests {fault}"
+    return ""
+
+
 LAWS: dict[str, tuple[str, Callable[[Trial], str]]] = {
     "members": ("a torch module with the members of Backbone", _members),
     "shape": ("logits [B K X Y Z] in the size of the image, odd or even", _shape),
@@ -344,4 +362,5 @@ LAWS: dict[str, tuple[str, Callable[[Trial], str]]] = {
     "saving": ("a fresh network with the saved state gives the same logits", _saving),
     "strides": ("latents have the declared strides, and are 0 where the sequence is not seen", _strides),
     "separable": ("if declared separable: a sequence encodes alone as it does among others", _separable),
+    "digests": ("if it digests latents: the same logits from the digests alone", _digests),
 }

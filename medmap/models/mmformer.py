@@ -302,10 +302,10 @@ class _Bottleneck(nn.Module):
         usable = list(columns(present, self.modalities))
         positions = {name: _tokens(_on_grid(self.positions[name], (x, y, z))) for name, _ in usable}
         own = [self._within(name, latents[name], positions[name], rows) for name, rows in usable]
-        attended = torch.stack([rows for _, rows in usable], dim=1).repeat_interleave(x * y * z, dim=1)
+        attended = torch.stack([rows for _, rows in usable], dim=1)[..., None].expand(-1, -1, x * y * z).flatten(1)
         across = self.inter(torch.cat(own, dim=1), torch.cat(list(positions.values()), dim=1), attended)
         across = across.where(attended[:, :, None], 0.0)
-        parts = across.chunk(len(usable), dim=1)
+        parts = across.unflatten(1, (len(usable), -1)).unbind(dim=1)
         grids = {name: _grid(part, (x, y, z)) for (name, _), part in zip(usable, parts, strict=True)}
         joined: Tensor = self.leave(stacked(grids, self.modalities).flatten(1, 2))
         return joined

@@ -57,7 +57,7 @@ from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
 from medmap.errors import ConfigError, InputError
-from medmap.models.backbone import Auxiliary, Decoded, Encoded, Term, columns, encode_rows, stacked
+from medmap.models.backbone import Auxiliary, Decoded, Encoded, Term, columns, encode_rows, masks_are_free, stacked
 from medmap.models.blocks import (
     InstanceNorm,
     LeakyReLU,
@@ -190,7 +190,10 @@ class PMKL(nn.Module):
         return [subset for subset in self.modalities.subsets() if str(subset) in named]
 
     def encode(self, images: Mapping[str, Tensor], seen: Bool[Tensor, "B M"]) -> Encoded:
-        encoded = self.teacher.encode(images, seen)
+        teaching, _ = self._stage()
+        # Frozen for whoever asks: a loss on its latents would move it under its students.
+        with torch.set_grad_enabled((teaching or not self.training) and torch.is_grad_enabled()):
+            encoded = self.teacher.encode(images, seen)
         stride = max(self.strides.values())
         shown = {
             name: torch.where(rows[:, None, None, None, None], pad_to_stride(images[name], stride), 0)
@@ -201,6 +204,8 @@ class PMKL(nn.Module):
     def decode(self, encoded: Encoded, kept: Bool[Tensor, "B M"]) -> Decoded:
         teaching, learning = self._stage()
         asked = self._asked(kept)
+        if masks_are_free():
+            return self._everybody(encoded, kept, asked)
         logits = torch.zeros((len(kept), self.classes, *encoded.size), device=kept.device)
         lesson: _Said | None = None
         if self.training or bool(asked[TEACHER].any()):
@@ -229,6 +234,16 @@ class PMKL(nn.Module):
         }
         return Decoded(logits, auxiliary, self._lessons(said, lesson))
 
+    def _everybody(self, encoded: Encoded, kept: Bool[Tensor, "B M"], asked: Mapping[str, Tensor]) -> Decoded:
+        """The answer without looking who is asked: all of them, and the others' put to 0."""
+        everything = torch.ones_like(kept)
+        answers = {TEACHER: self.teacher.decode(encoded, everything).logits}
+        for name, student in self.students.items():
+            images = torch.cat([encoded.levels[IMAGE][one] for one in cast(_Student, student).subset], dim=1)
+            answers[name] = cropped(student(images)[0], encoded.size)
+        each = [torch.where(asked[name][:, None, None, None, None], z, 0) for name, z in answers.items()]
+        return Decoded(torch.stack(each).sum(dim=0), {}, {})
+
     def _stage(self) -> tuple[bool, bool]:
         """Whether the teacher learns, and whether the students do."""
         if not self.training or self.progress is None:
@@ -239,7 +254,7 @@ class PMKL(nn.Module):
         """{who answers: the samples it is asked about}. Raises InputError for a subset that nobody answers."""
         asked = {name: self._has(name, kept) & (kept.sum(dim=1) == len(name.split("+"))) for name in self.students}
         asked[TEACHER] = kept.all(dim=1) & ~_any(asked.values(), kept)
-        if not bool(_any(asked.values(), kept).all()):
+        if not masks_are_free() and not bool(_any(asked.values(), kept).all()):
             answers = ", ".join(map(str, self.supported_subsets()))
             raise InputError(f"PMKL was asked about a subset of sequences that has no student; it answers {answers}")
         return asked

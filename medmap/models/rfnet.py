@@ -60,7 +60,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
-from medmap.models.backbone import Auxiliary, Decoded, Encoded, columns
+from medmap.models.backbone import Auxiliary, Decoded, Encoded, all_true, columns
 from medmap.models.blocks import cropped, encode_separately, instance_norm, leaky_relu, size_named
 
 SLOPE = 0.2
@@ -103,7 +103,7 @@ class Part(NamedTuple):
 
     def masked(self, rows: Bool[Tensor, " B"]) -> Part:
         """0 in the samples that are not to be looked at."""
-        if bool(rows.all()):
+        if all_true(rows):
             return self
         mask = rows[:, None, None, None, None]
         return Part(*(torch.where(mask, z, 0) for z in self))

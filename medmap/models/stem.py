@@ -3,6 +3,7 @@
     joint       groups = 1: every output channel sees all kept images. Absent images enter as zeros; the latent of an
                 absent modality is never used. Encoding one modality then depends on the others, so each subset is
                 encoded anew.
+    leaking     the same, but in training it sees what is dropped: a fault of the published first form, here to be shown
     non_shared  one private stem per modality (groups = M)
     enhanced    private, wider and one layer deeper
 
@@ -31,9 +32,9 @@ class JointStem(nn.Module):
 
     separable = False
 
-    def __init__(self, modalities: ModalitySet, published: bool = False) -> None:
+    def __init__(self, modalities: ModalitySet, published: bool = False, leaks: bool = False) -> None:
         super().__init__()
-        self.modalities = modalities
+        self.modalities, self.leaks = modalities, leaks
         m = len(modalities)
         self.mix = nn.Sequential(*_blocks((m, m, m), published))
 
@@ -49,7 +50,7 @@ class JointStem(nn.Module):
 class PrivateStem(nn.Module):
     """groups = M: one small stem per modality, which meets only samples in which the modality exists."""
 
-    separable = True
+    separable, leaks = True, False
 
     def __init__(self, modalities: ModalitySet, widths: tuple[int, ...], published: bool = False) -> None:
         super().__init__()
@@ -72,11 +73,11 @@ def build_stem(kind: str, modalities: ModalitySet, published: bool = False) -> S
     """The stem a configuration names; None for ``none``. Raises ConfigError for another name."""
     if kind == "none":
         return None
-    if kind == "joint":
-        return JointStem(modalities, published)
+    if kind in ("joint", "leaking"):
+        return JointStem(modalities, published, leaks=kind == "leaking")
     if kind in PRIVATE_WIDTHS:
         return PrivateStem(modalities, PRIVATE_WIDTHS[kind], published)
-    raise ConfigError(f"stem {kind!r} is not known; expected none, joint, {', '.join(PRIVATE_WIDTHS)}")
+    raise ConfigError(f"stem {kind!r} is not known; expected none, joint, leaking, {', '.join(PRIVATE_WIDTHS)}")
 
 
 PRIVATE_WIDTHS: dict[str, tuple[int, ...]] = {"non_shared": (1, 1, 1), "enhanced": (1, 8, 8, 1)}

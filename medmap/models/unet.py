@@ -1,7 +1,7 @@
 """The plain backbone: one encoder per modality, a gated mean at every level, one decoder.
 
     z_{j,l} = encoder_j(x_j)                                              per modality j, level l
-    a_{j,l} = softmax over kept j of score_{j,l}(z_{j,l})                  per voxel, |score| ≤ 40; they start at 0
+    a_{j,l} = softmax over kept j of score_{j,l}(z_{j,l})                  per voxel; they start at 0
     f_l     = act(norm(Σ_j a_{j,l} z_{j,l}))
     logits  = decoder(f_1 … f_L)
 
@@ -29,7 +29,6 @@ from medmap.models.blocks import (
     mean_of_present,
     normalise,
     size_named,
-    weighed,
 )
 
 
@@ -149,7 +148,7 @@ class _GatedMean(nn.Module):
         self.after = normalise(channels)
 
     def digest(self, name: str, latent: Tensor) -> Any:
-        return weighed(latent, self.scores[name](latent)) if self.scores else latent
+        return (latent, self.scores[name](latent)) if self.scores else latent
 
     def forward(self, parts: Mapping[str, Any], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B C x y z"]:
         mean = gated_mean if self.scores else mean_of_present

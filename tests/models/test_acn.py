@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from medmap.align import AlignedSegmenter, LearnedMixture
+from medmap.align import AlignedSegmenter
+from medmap.anchors import LearnedMixture
 from medmap.config import Config, ModelConfig
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.criterion import DiceCE, total_loss

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import medmap
-from medmap.align import AlignedSegmenter, LearnedMixture
+from medmap.align import AlignedSegmenter
+from medmap.anchors import LearnedMixture
 from medmap.config import load_config
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.errors import ConfigError

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
@@ -13,11 +14,14 @@ from medmap.models.backbone import encode_rows
 from medmap.models.blocks import (
     DecoderLevel,
     EncoderLevel,
+    InstanceNorm,
     cropped,
+    gated_mean,
     instance_norm,
     mean_of_present,
     normalise,
     pad_to_stride,
+    placed,
     reverse_gradient,
 )
 
@@ -138,3 +142,40 @@ def test_without_a_backward_pass_the_normalisation_is_the_same(shape: tuple[int,
     assert quick.is_contiguous(memory_format=torch.channels_last_3d)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.double(), exact, rtol=2**-8, atol=2**-8)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_network_lies_channels_last_on_any_device_unless_it_would_copy_what_it_normalises(device: str) -> None:
+    """On "meta", where tensors have a layout and no voxels, as on a GPU."""
+    ours = placed(nn.Sequential(nn.Conv3d(4, 6, 3), InstanceNorm(6)), torch.device(device))
+    assert ours[0].weight.device.type == device
+    assert ours[0].weight.is_contiguous(memory_format=LAST)
+    theirs = placed(nn.Sequential(nn.Conv3d(4, 6, 3), nn.InstanceNorm3d(6)), torch.device(device))
+    assert theirs[0].weight.is_contiguous()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, LAST])
+def test_a_gated_mean_is_a_softmax_however_large_the_scores_and_so_is_its_gradient(layout: torch.memory_format) -> None:
+    """Trained gates reach hundreds: no exponential may overflow, vanish or be held back."""
+    modalities = ModalitySet(("t1n", "t1c", "t2w"))
+    present = torch.tensor([[True, False, True], [True, True, True], [False, True, False]])
+    latents = [torch.randn(3, 4, 3, 4, 5).to(memory_format=layout).requires_grad_() for _ in modalities]
+    scores = [(300 * torch.randn(3, 1, 1, 1, 1) + torch.randn(3, 1, 3, 4, 5)).requires_grad_() for _ in modalities]
+    parts = dict(zip(modalities, zip(latents, scores, strict=True), strict=True))
+    fused = gated_mean(parts, present, modalities)
+    there = present[:, :, None, None, None, None]
+    weights = torch.stack(scores, dim=1).masked_fill(~there, -torch.inf).softmax(dim=1)
+    plain = (weights * torch.stack(latents, dim=1)).sum(dim=1)
+    torch.testing.assert_close(fused, plain)
+    assert fused.is_contiguous(memory_format=layout)
+    upstream, leaves = torch.randn_like(fused), (*latents, *scores)
+    found, expected = (torch.autograd.grad(y, leaves, upstream) for y in (fused, plain))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert torch.isfinite(fused).all()
+    near = [torch.randn_like(score).requires_grad_() for score in scores]  # where all weights move
+    parts = dict(zip(modalities, zip(latents, near, strict=True), strict=True))
+    weights = torch.stack(near, dim=1).masked_fill(~there, -torch.inf).softmax(dim=1)
+    plain = (weights * torch.stack(latents, dim=1)).sum(dim=1)
+    leaves = (*latents, *near)
+    found = torch.autograd.grad(gated_mean(parts, present, modalities), leaves, upstream)
+    torch.testing.assert_close(found, torch.autograd.grad(plain, leaves, upstream), atol=1e-5, rtol=1e-4)

@@ -283,6 +283,25 @@ class NeverStopsDropping(Honest):
         return F.dropout(super().whole(levels, kept), 0.5)
 
 
+class IgnoresItsDigests(Honest):
+    """Has a digest, and decodes from latents that are no longer there."""
+
+    def digest(self, level, name, latent):
+        return 2 * latent
+
+
+class DigestsTwice(Honest):
+    """Doubles what it is given, and what it has doubled already."""
+
+    def digest(self, level, name, latent):
+        return 2 * latent
+
+    def decode(self, encoded, kept):
+        levels = encoded.digests or encoded.levels
+        doubled = {level: {name: 2 * z for name, z in each.items()} for level, each in levels.items()}
+        return super().decode(replace(encoded, levels=doubled), kept)
+
+
 BROKEN: dict[type[Honest], set[str]] = {
     MeansOverSeen: {"leakage"},
     MeansOverSeenInTraining: {"leakage"},
@@ -308,6 +327,8 @@ BROKEN: dict[type[Honest], set[str]] = {
     DeclaresAbsentLevel: {"strides"},
     EncodesAbsentRows: {"strides"},
     HandsOnContext: {"separable"},
+    IgnoresItsDigests: {"digests"},
+    DigestsTwice: {"digests"},
     NeverStopsDropping: {"deterministic", "samples"},
 }
 

@@ -14,7 +14,8 @@ from made_up_training import config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medmap.align import AlignedSegmenter, LearnedMixture, Output
+from medmap.align import AlignedSegmenter, Output
+from medmap.anchors import LearnedMixture
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.criterion import DiceCE, total_loss
 from medmap.errors import ConfigError

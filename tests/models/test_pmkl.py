@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from medmap.align import AlignedSegmenter, Uniform
+from medmap.align import AlignedSegmenter
+from medmap.anchors import Uniform
 from medmap.config import Config
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.criterion import DiceCE, total_loss
@@ -416,3 +417,14 @@ def test_teacher_then_students_learn_with_sequences_really_absent(micro: str) ->
     for term in ("dice_ce", "student/t1c", "kd/t2f", "contrastive/t2f"):
         assert rows[-1][term] < 0.8 * rows[0][term], term
     assert all(torch.equal(value, taught[name]) for name, value in net.backbone.teacher.state_dict().items())
+
+
+def test_aligning_the_teacher_moves_it_in_its_own_half_alone(micro: str) -> None:
+    net = AlignedSegmenter(network(size=micro), None, {"x2": Uniform(3)})
+    seen, kept = mask("t1n+t1c+t2f", "t1n+t1c+t2f"), mask("t2f", "t1c")
+    before = copy.deepcopy(net.backbone.teacher.state_dict())
+    rows = trained(net, seen, kept, steps=2, progress=0.6)
+    assert rows[0]["align/x2"] > 0  # there is something to pull at
+    assert all(torch.equal(value, before[name]) for name, value in net.backbone.teacher.state_dict().items())
+    trained(net, seen, kept, steps=2, progress=0.1)
+    assert not all(torch.equal(value, before[name]) for name, value in net.backbone.teacher.state_dict().items())

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medmap.align import AlignedSegmenter, LearnedMixture
+from medmap.align import AlignedSegmenter
+from medmap.anchors import LearnedMixture
 from medmap.config import Config
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.criterion import DiceCE, total_loss

@@ -14,7 +14,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from medmap.align import AlignedSegmenter, Anchor, FixedModality, LearnedMixture, StandardNormal, alignment_loss
+from medmap.align import AlignedSegmenter
+from medmap.anchors import Anchor, FixedModality, LearnedMixture, StandardNormal, alignment_loss
 from medmap.config import Config, ModelConfig
 from medmap.core.gaussian import Gaussian
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
