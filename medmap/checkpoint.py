@@ -32,12 +32,18 @@ def load_network(run: Path, which: str = "best", device: str | torch.device = "c
 
     Raises CheckpointError when there is no such checkpoint or its tensors are not the network's.
     """
-    config, card = read_run(run)
-    folder = checkpoint_folder(run, which)
-    network = build_segmenter(config.model, config.align, card.modalities, len(card.scheme.classes))
+    folder, network = checkpoint_folder(run, which), untrained_network(run)
     smoothed = folder / "ema.safetensors"
     load_weights(network, smoothed if smoothed.is_file() else folder / "model.safetensors")
     return placed(network, torch.device(device)).eval()
+
+
+def untrained_network(run: Path) -> AlignedSegmenter:
+    """The network as training began with it, made again from the run's seed; draws of the caller are left alone."""
+    config, card = read_run(run)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return build_segmenter(config.model, config.align, card.modalities, len(card.scheme.classes)).eval()
 
 
 def load_weights(network: torch.nn.Module, file: Path) -> None:

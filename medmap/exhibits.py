@@ -13,18 +13,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medmap.align import AlignedSegmenter, build_segmenter
-from medmap.checkpoint import load_network
+from medmap.align import AlignedSegmenter
+from medmap.checkpoint import load_network, untrained_network
 from medmap.core.box import Box
 from medmap.core.case import Prepared
 from medmap.core.metrics import dice
 from medmap.core.modality import ModalitySet
+from medmap.core.witnesses import CLEANED
 from medmap.data.store import Store
 from medmap.evaluate import class_map, on_common_box, read_splits
 from medmap.inference import encode_alone
 from medmap.predict import Predictor
 from medmap.run import read_run
-from medmap.scores import CLEANED, TABLE, read_scores
+from medmap.scores import TABLE, read_scores
 
 LATENTS, EXAMPLES = "latents.npz", "examples.npz"
 
@@ -45,10 +46,7 @@ def pooled_latents(run: Path, cases: list[Prepared], which: str = "best") -> dic
     from the run's seed.
     """
     config, card = read_run(run)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        before = build_segmenter(config.model, config.align, card.modalities, len(card.scheme.classes)).eval()
-        after = load_network(run, which)
+    before, after = untrained_network(run), load_network(run, which)
     level = next(
         (name for name in config.align.levels if name in after.backbone.strides), list(after.backbone.strides)[-1]
     )

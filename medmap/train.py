@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ from medmap.core.case import Batch, Prepared
 from medmap.core.labels import LabelScheme
 from medmap.core.metrics import dice
 from medmap.core.processes import gathered, processes, processes_here, rank
-from medmap.criterion import Lesson, latent_spread
+from medmap.criterion import Lesson
 from medmap.data.dataset import Patients, training_batch
 from medmap.data.source import Source
 from medmap.data.splits import Split, choose_split
+from medmap.diagnosis import Latents, latent_spread, means, over_alignment, overheard
 from medmap.errors import CheckpointError, ConfigError, DivergenceError
 from medmap.evaluate import on_common_box
 from medmap.inference import answer_subsets
@@ -90,6 +92,11 @@ def _fit(
     card = ModelCard(modalities, source.scheme, source.spacing_mm)
     split = choose_split(config.data, source)
     train, val = Patients(source, split.train, modalities), Patients(source, split.val, modalities)
+    if config.align.anchor == "lckd" and not val:
+        raise ConfigError(
+            "align.anchor: lckd elects its teacher by validation, and no patient validates; raise data.val_fraction, "
+            "or name a teacher yourself (align.anchor=pk align.fixed=t1c)"
+        )
     state = _begun(config, card, split, source, run, resume, init, where)
     first = rank() == 0
     log = RunLog(run, state.step, on_row) if first else None
@@ -199,8 +206,8 @@ def _step(config: Config, state: State, fabric: Any, lesson: nn.Module, optimize
     norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), config.train.clip_norm)
     _refuse_divergence({"gradient": norm}, state.step)
     optimizer.step()
-    largest = torch.nn.utils.get_total_norm([p.detach() for p in state.network.parameters()], math.inf)
-    _refuse_divergence({"weights": largest}, state.step)  # before they can reach a checkpoint
+    size = torch.nn.utils.get_total_norm([p.detach() for p in state.network.parameters()])
+    _refuse_divergence({"weights": size}, state.step)  # before they can reach a checkpoint
     _smooth(state, config.train.ema)
     if (state.step + 1) % config.train.log_every and state.step + 1 != config.train.steps:
         return {}
@@ -213,9 +220,11 @@ def _step(config: Config, state: State, fabric: Any, lesson: nn.Module, optimize
     if latents:
         row["weights"] = state.network.anchor_weights()
         # A joint stem makes latents of what is kept only; the zeros elsewhere are none.
-        stem = state.network.stem
-        there = batch.seen if stem is None or stem.separable else batch.kept
-        row["latents"] = {level: latent_spread(z, there) for level, z in latents.items()}
+        there = batch.kept if state.network.blinkered else batch.seen
+        means_of = {level: means(state.network, level, z, dim=2) for level, z in latents.items()}
+        row["latents"] = {level: latent_spread(z, there) for level, z in means_of.items()}
+        for level, log_var in state.network.anchor_log_var().items():
+            row["latents"][level]["log_var"] = log_var
     return row
 
 
@@ -241,36 +250,78 @@ def _smooth(state: State, decay: float) -> None:
 def _validate(
     config: Config, state: State, card: ModelCard, val: Sequence[Prepared], run: Path, log: RunLog | None
 ) -> None:
-    scores = subset_dice(state.smoothed, card.scheme, val, config.train.precision)
+    answers, latents = examined(state.smoothed, card.scheme, val, config.train.precision)
+    scores = over_patients(answers)
+    alone = {name: float(np.mean([*scores[name].values()])) for name in card.modalities if name in scores}
+    for network in (state.network, state.smoothed):
+        network.elect(alone)
     if log is None:
         return
     mean = float(np.mean([value for regions in scores.values() for value in regions.values()]))
-    full = scores.get(str(card.modalities), {})
     row: Row = {"kind": "val", "step": state.step, "mean": mean, "subsets": scores, "cases": len(val)}
-    if full:
-        row["full"] = float(np.mean(list(full.values())))
+    row |= full_and_missing(answers, str(card.modalities))
+    row["latents"] = latents
+    if weights := state.network.anchor_weights():  # a gate's are those of its last batch, which the mean never sees
+        row["weights"] = weights
     if mean > state.best:
         state.best = mean
         save_best(run, state, mean)
         row["best"] = True
     log.write(row)
+    for warning in over_alignment(log.rows, config.align.alpha, tuple(state.network.anchors)):
+        log.write(warning)
 
 
 Scores = dict[str, dict[str, float]]
 """{subset: {region: Dice}}."""
 
 
-def subset_dice(network: AlignedSegmenter, scheme: LabelScheme, cases: Sequence[Prepared], precision: str) -> Scores:
-    """Mean Dice over patients, every subset of the sequences each of them has; processes share the patients."""
+def examined(
+    network: AlignedSegmenter, scheme: LabelScheme, cases: Sequence[Prepared], precision: str
+) -> tuple[list[Scores], dict[str, dict[str, float]]]:
+    """Dice of each patient for every subset of the sequences he has, and what the latents of all are like.
+
+    Processes share the patients, and all of them get the whole. The latents: `medmap.diagnosis.Latents.measures`.
+    """
     network.eval()
-    own = {i: _dice_of(network, scheme, cases[i], precision) for i in range(rank(), len(cases), processes())}
-    every = {i: scores for part in gathered(own) for i, scores in part.items()}
+    own, latents = {}, Latents()
+    for i in range(rank(), len(cases), processes()):
+        with overheard(network) as heard:
+            own[i] = _dice_of(network, scheme, cases[i], precision)
+        latents.add(i, heard)
+    parts = gathered((own, latents))
+    every = {i: scores for answers, _ in parts for i, scores in answers.items()}
+    return [every[i] for i in range(len(cases))], reduce(Latents.joined, [found for _, found in parts]).measures()
+
+
+def over_patients(answers: Sequence[Scores]) -> Scores:
+    """Mean Dice of every subset and region, each over the patients who have the subset."""
     found: dict[str, dict[str, list[float]]] = {}
-    for i in range(len(cases)):
-        for subset, regions in every[i].items():
+    for scores in answers:
+        for subset, regions in scores.items():
             for region, score in regions.items():
                 found.setdefault(subset, {}).setdefault(region, []).append(score)
     return {s: {region: float(np.mean(v)) for region, v in row.items()} for s, row in found.items()}
+
+
+def full_and_missing(answers: Sequence[Scores], full: str) -> dict[str, float]:
+    """Mean Dice with all sequences, mean over the subsets that lack some, and the cost: full − missing.
+
+    All over the patients who have every sequence, so that the cost is not one of other patients.
+
+    >>> patient = {"t1c": {"WT": 0.5}, "t2f": {"WT": 0.75}, "t1c+t2f": {"WT": 0.875}}
+    >>> full_and_missing([patient, {"t1c": {"WT": 0.0}}], "t1c+t2f")
+    {'full': 0.875, 'missing': 0.625, 'cost': 0.25}
+    """
+    scores = over_patients([scores for scores in answers if full in scores])
+    dice = {subset: float(np.mean(list(regions.values()))) for subset, regions in scores.items()}
+    if full not in dice:
+        return {}
+    lacking = [value for subset, value in dice.items() if subset != full]
+    if not lacking:
+        return {"full": dice[full]}
+    missing = float(np.mean(lacking))
+    return {"full": dice[full], "missing": missing, "cost": dice[full] - missing}
 
 
 def _dice_of(network: AlignedSegmenter, scheme: LabelScheme, case: Prepared, precision: str) -> Scores:

@@ -13,9 +13,9 @@ from made_up_run import GLIOMA, REGIONS, examples, latents, log_records, made_up
 from matplotlib.figure import Figure
 
 from medmap import figures
-from medmap.figures import latents as latents_module
 from medmap.figures import style, subsets
 from medmap.figures.examples import example_overlays
+from medmap.figures.latents import _principal
 from medmap.figures.style import REGION_HUES
 from medmap.figures.subsets import columns
 
@@ -44,14 +44,28 @@ def two_sequences() -> dict[str, Any]:
     return {"modalities": ["a", "b"], "regions": ["WT"], "rows": rows, "groups": []}
 
 
+def mapped(found: dict[str, Any]) -> dict[str, Any]:
+    """Made-up latents as `latent_numbers` would put them on a plane; scikit-learn is not needed to draw them."""
+    said = {"share": 0.5, "accuracy": 0.5, "chance": 0.25}
+    one = dict.fromkeys(("gap", "probe", "retrieval"), said)
+    times = {
+        when: one
+        | {"map": {"pca": found[when][:, :2], "share": [0.5, 0.2], "tsne": found[when][:, 2:4], "perplexity": 5.0}}
+        for when in ("before", "after")
+    }
+    return {"rows": {"modality": list(found["modality"]), "case": list(found["case"])}, "levels": {"x5": times}}
+
+
 DRAWN = {
     "subset_heatmap": lambda m, r: figures.subset_heatmap(made_up_summary(m, r)),
     "present": lambda m, r: figures.subset_heatmap(made_up_summary(m, r), rows="present"),
     "distances": lambda m, r: figures.subset_heatmap(made_up_summary(m, r), metric="hd95_mm"),
     "cost_of_losing": lambda m, r: figures.cost_of_losing(made_up_summary(m, r)),
     "learning_curves": lambda m, r: figures.learning_curves({"run": log_records(m, 500)}),
+    "alignment_effect": lambda m, r: figures.alignment_effect({"run": log_records(m, 500)}),
     "anchor_weights": lambda m, r: figures.anchor_weights({"run": log_records(m, 500)}),
     "latent_pca": lambda m, r: figures.latent_pca(latents(m, CASES)),
+    "latent_map": lambda m, r: figures.latent_map(mapped(latents(m, CASES))),
 }
 
 
@@ -60,7 +74,7 @@ DRAWN = {
 @pytest.mark.parametrize("name", DRAWN)
 def test_every_figure_draws_for_any_names_and_labels_its_axes(name: str, count: int, regions: tuple[str, ...]) -> None:
     figure = DRAWN[name](NAMES[:count], regions)
-    assert "adc" in svg(figure) or name == "learning_curves"
+    assert "adc" in svg(figure) or name in ("learning_curves", "alignment_effect")
     for ax in figure.axes:
         assert ax.get_ylabel() or ax.get_xlabel()
         if ax.get_title(loc="left"):  # a chart proper: both axes speak
@@ -76,10 +90,10 @@ def test_examples_draw_for_any_number_of_sequences(count: int) -> None:
 
 
 def test_every_figure_of_the_table_is_tried_here() -> None:
-    assert set(figures.FIGURES) - set(DRAWN) == {"example_overlays"}
+    assert set(figures.FIGURES) - set(DRAWN) == {"example_overlays", "explanation", "reliability_diagram"}
 
 
-@pytest.mark.parametrize("module", [style, subsets, latents_module])
+@pytest.mark.parametrize("module", [style, subsets])
 def test_examples_in_docstrings_run(module: Any) -> None:
     result = doctest.testmod(module)
     assert result.attempted > 0
@@ -160,6 +174,54 @@ def test_learning_curves_mark_the_best_validation_of_every_fold() -> None:
     assert stars == [[[20.0, 0.7]], [[10.0, 0.4]]]
 
 
+def validations(**latents: Sequence[float | None]) -> list[dict[str, Any]]:
+    """Validations 10 steps apart of one level, x4."""
+    columns = [dict(zip(latents, values, strict=True)) for values in zip(*latents.values(), strict=True)]
+    return [{"kind": "val", "step": 10 * i, "latents": {"x4": row}} for i, row in enumerate(columns, start=1)]
+
+
+def test_alignment_effect_draws_every_fold_and_level_and_where_it_was_warned() -> None:
+    one = validations(gap=(0.9, 0.5), chance=(0.2, 0.2), std=(0.4, 0.1), std_min=(0.3, 0.05), rank=(20.0, 5.0))
+    two = validations(std=(0.4, 0.3), std_min=(0.2, 0.2), rank=(9.0, 8.0))  # one patient: nothing to say of the gap
+    for row, full, missing in zip(one, (0.5, 0.7), (0.4, 0.3), strict=True):
+        row |= {"full": full, "missing": missing}
+    logs = {
+        "fold0": [
+            {"kind": "train", "step": 1, "latents": {"x4": {"std": 0.5, "rank": 40.0}}},
+            *one,
+            {"kind": "warning", "step": 20},
+        ],
+        "fold1": two,
+    }
+    figure = figures.alignment_effect(logs)
+    assert figure is not None
+    drawn = [[line.get_xydata().tolist() for line in ax.lines] for ax in figure.axes]
+    gap, std, rank, dice = drawn
+    assert [[10.0, 0.9], [20.0, 0.5]] in gap
+    assert [[10.0, 0.2], [20.0, 0.2]] in gap
+    for curve in ([[1.0, 0.5]], [[10.0, 0.4], [20.0, 0.1]], [[10.0, 0.3], [20.0, 0.05]], [[10.0, 0.2], [20.0, 0.2]]):
+        assert curve in std
+    assert [[1.0, 40.0]] in rank
+    assert [[10.0, 20.0], [20.0, 5.0]] in rank
+    assert [[10.0, 9.0], [20.0, 8.0]] in rank
+    assert [[10.0, 0.5], [20.0, 0.7]] in dice
+    assert [[10.0, 0.4], [20.0, 0.3]] in dice
+    assert all([[20.0, 0.0], [20.0, 1.0]] in lines for lines in drawn)
+    assert {"level x4", "over-alignment was named", "some missing (mean)"} <= set(words(figure) + legend(figure))
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def test_alignment_effect_without_complete_patients_says_so_and_without_latents_is_none() -> None:
+    bare = figures.alignment_effect({"run": validations(std=(0.4, 0.3), std_min=(0.2, 0.2), rank=(9.0, 8.0))})
+    assert bare is not None
+    assert "no validation patient\nhas every sequence" in words(bare)
+    assert not {"over-alignment was named"} & set(legend(bare))
+    assert figures.alignment_effect({"run": [{"kind": "val", "step": 10, "mean": 0.3}]}) is None
+
+
 def test_anchor_weights_show_the_uniform_line_and_stay_within_view() -> None:
     records = [{"kind": "train", "step": s, "weights": {"x5": {"a": w, "b": 1 - w}}} for s, w in ((0, 0.5), (9, 0.95))]
     ax = figures.anchor_weights({"run": records}).axes[0]
@@ -175,32 +237,10 @@ def test_no_anchor_weights_no_figure() -> None:
 # ------------------------------------------------------------------------------------------------ latents
 
 
-@given(st.integers(0, 1000), st.floats(-5, 5), st.floats(0.1, 10))
-def test_gap_is_a_share_that_knows_no_origin_scale_or_rotation(seed: int, shift: float, scale: float) -> None:
-    rng = np.random.default_rng(seed)
-    values, names = rng.normal(size=(12, 3)), np.repeat(["a", "b", "c"], 4)
-    rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
-    gap = figures.modality_gap(values, names)
-    assert 0 <= gap <= 1
-    assert figures.modality_gap(scale * values @ rotation + shift, names) == pytest.approx(gap)
-
-
-def test_gap_of_separate_points_is_one_of_equal_groups_zero_and_of_a_collapse_undefined() -> None:
-    assert figures.modality_gap(np.array([[0.0], [0.0], [1.0], [1.0]]), ["a", "a", "b", "b"]) == 1
-    assert figures.modality_gap(np.array([[0.0], [1.0], [0.0], [1.0]]), ["a", "a", "b", "b"]) == 0
-    assert np.isnan(figures.modality_gap(np.ones((4, 2)), ["a", "a", "b", "b"]))
-
-
-def test_chance_level_is_what_meaningless_labels_give() -> None:
-    rng = np.random.default_rng(0)
-    gaps = [figures.modality_gap(rng.normal(size=(40, 6)), np.repeat(list("abcd"), 10)) for _ in range(200)]
-    assert np.mean(gaps) == pytest.approx(3 / 39, abs=0.005)
-
-
 def test_two_components_keep_the_distances_of_planar_latents() -> None:
     rng = np.random.default_rng(0)
     plane = rng.normal(size=(10, 2))
-    points, share = latents_module._principal(plane @ np.linalg.qr(rng.normal(size=(5, 5)))[0][:2])
+    points, share = _principal(plane @ np.linalg.qr(rng.normal(size=(5, 5)))[0][:2])
     assert share.sum() == pytest.approx(1)
     assert np.linalg.norm(points[0] - points[1]) == pytest.approx(np.linalg.norm(plane[0] - plane[1]))
 
@@ -257,3 +297,24 @@ def test_empty_slice_and_empty_mask_draw() -> None:
     empty = examples(("t1n", "t2f"), count=1)
     empty |= {key: np.zeros_like(empty[key]) for key in ("images", "truth", "predictions")}
     assert "Expert" in svg(example_overlays(empty))
+
+
+# ------------------------------------------------------------------------------------------------------ reliability
+
+
+def test_reliability_shows_shares_of_bins_with_enough_voxels() -> None:
+    bins = [
+        [[900.0, 3.0, 100.0], [90.0, 1.5, 90.0], [300.0, 2.0, 80.0]],
+        [[800.0, 0.0, 200.0], [80.0, 0, 150], [80, 0, 150]],
+    ]
+    row = {"error_where_doubtful": [0.243, 0.011], "bins": bins}
+    told = {"left_out": {"regions": {"WT": row, "lesion": row}}}
+    figure = figures.reliability_diagram(told)
+    shown = words(figure)
+    assert {"WT, whole tumour", "lesion", "ECE 24.3 → 1.1 %", "as the network gives them", "tempered"} <= set(shown)
+    assert "probability of the region" in shown
+    line, before, after = figure.axes[0].lines
+    assert line.get_xydata().tolist() == [[0, 0], [1, 1]]
+    assert before.get_xydata().tolist() == [[0.1, pytest.approx(1 / 3)], [0.9, 0.8]]  # three voxels are no share
+    assert after.get_xydata().tolist() == [[0.1, 0.1], [0.75, 0.75]]
+    assert (before.get_marker(), before.get_linestyle()) != (after.get_marker(), after.get_linestyle())

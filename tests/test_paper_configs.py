@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -12,35 +11,25 @@ from medmap.config import load_config
 from medmap.data.layouts import recognise
 from medmap.data.store import Store, write_store
 from medmap.models import BACKBONES
-from medmap.phantom import Settings, write_phantoms
 from medmap.predict import Predictor
 from medmap.train import fit
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs" / "paper").glob("*.yaml"))
-SPLITS = {"2018": "brats2018-list1", "2020": "brats2020"}
+YEARS = ("2018", "2020")
 
 
 @pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
+def stores(made_up_brats: dict[str, Path]) -> dict[str, Store]:
     """{year: one patient of each part of the published list}, prepared from a folder as it is published."""
-    root = tmp_path_factory.mktemp("brats")
-    write_phantoms(root / "phantoms", 3, 0, Settings(spacing_mm=4.0), layout="brats2021")
     found = {}
-    for year, split in SPLITS.items():
-        listing = json.loads((files("medmap.data") / "published" / f"{split}.json").read_text(encoding="utf-8"))
-        ids = [listing[part][0] for part in ("train", "val", "test")]
-        folder = root / year / ("HGG" if year == "2018" else "MICCAI_BraTS2020_TrainingData")
-        for number, id in enumerate(ids):
-            (folder / id).mkdir(parents=True)
-            for file in (root / "phantoms" / f"PHANTOM-{number:05d}-000").iterdir():
-                (folder / id / f"{id}_{file.name.rpartition('_')[2]}").write_bytes(file.read_bytes())
-        write_store(recognise(root / year), root / f"store{year}")
-        found[year] = Store(root / f"store{year}")
+    for year, folder in made_up_brats.items():
+        write_store(recognise(folder), folder.parent / f"store{year}")
+        found[year] = Store(folder.parent / f"store{year}")
     return found
 
 
 def test_there_is_one_for_each_paper_and_year() -> None:
-    assert [path.stem for path in CONFIGS] == [f"{m}-brats{y}" for m in ("acn", "mmformer", "pmkl") for y in SPLITS]
+    assert [path.stem for path in CONFIGS] == [f"{m}-brats{y}" for m in ("acn", "mmformer", "pmkl") for y in YEARS]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

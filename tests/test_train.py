@@ -37,7 +37,7 @@ from medmap.data.store import Store
 from medmap.errors import CheckpointError
 from medmap.run import read_log, read_run
 from medmap.state import fresh
-from medmap.train import fit, learning_rate, subset_dice
+from medmap.train import examined, fit, full_and_missing, learning_rate, over_patients
 
 GLIOMA = SCHEMES["brats2023"]
 SETTINGS: dict[str, Config] = {
@@ -224,7 +224,7 @@ def test_rows_of_the_log_have_the_documented_keys(done: Callable[[str], Path]) -
         for level in ("x3", "x4"):
             assert list(row["weights"][level]) == THREE
             assert sum(row["weights"][level].values()) == pytest.approx(1, abs=1e-5)
-            assert set(row["latents"][level]) == {"std", "rank"}
+            assert set(row["latents"][level]) == {"std", "std_min", "rank"}
             assert 1 <= row["latents"][level]["rank"] <= {"x3": 32, "x4": 48}[level]
     seconds = [row["seconds"] for row in rows(done("fp32, adamw"), "train")]
     assert all(a < b for a, b in pairwise([0.0, *seconds]))
@@ -236,7 +236,8 @@ def test_validation_asks_every_subset_and_the_best_is_kept(store: Store, done: C
     val = Patients(store, split["val"], ModalitySet(tuple(THREE)))
     best = -math.inf
     for row in rows(run, "val"):
-        assert set(row) - {"best", "full"} == {"kind", "step", "mean", "subsets", "cases"}
+        named = {"kind", "step", "mean", "subsets", "cases", "latents", "weights"}
+        assert set(row) - {"best", "full", "missing", "cost"} == named
         assert row["cases"] == len(val) == 1
         assert set(row["subsets"]) == {str(s) for s in ModalitySet(tuple(val[0].images)).subsets()}
         assert row["mean"] == pytest.approx(np.mean([list(r.values()) for r in row["subsets"].values()]))
@@ -249,8 +250,12 @@ def test_validation_asks_every_subset_and_the_best_is_kept(store: Store, done: C
     assert state(run, "best") == {"step": kept["step"], "validation_mean_dice": kept["mean"]}
     assert state(run, "last")["best"] == best
     # It is the smoothed weights that are asked, and that are kept.
-    assert subset_dice(load_network(run, "best"), GLIOMA, val, "fp32") == kept["subsets"]
-    assert subset_dice(load_network(run, "last"), GLIOMA, val, "fp32") == rows(run, "val")[-1]["subsets"]
+    for which, row in (("best", kept), ("last", rows(run, "val")[-1])):
+        network = load_network(run, which)
+        answers, latents = examined(network, GLIOMA, val, "fp32")
+        assert (over_patients(answers), latents) == (row["subsets"], row["latents"])
+        assert row["weights"] == network.anchor_weights()
+        assert full_and_missing(answers, "+".join(THREE)).items() <= row.items()
     assert not equal(tensors(run, "last", "ema"), tensors(run, "last", "model"))
 
 
@@ -258,7 +263,7 @@ def test_a_worse_validation_does_not_replace_the_best(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.5, 0.7, 0.6, 0.6])
-    monkeypatch.setattr(train, "subset_dice", lambda *arguments: {"t1c": {"WT": next(scores)}})
+    monkeypatch.setattr(train, "examined", lambda *arguments: ([{"t1c": {"WT": next(scores)}}], {}))
     short = config(train__steps=3, train__validate_every=1, train__checkpoint_every=1)
     with pytest.raises(Interrupted):
         fit(short, store, tmp_path / "run", device="cpu", on_row=interrupt_at("val", 3))

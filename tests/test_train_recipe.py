@@ -21,10 +21,10 @@ from medmap.align import Output
 from medmap.config import TrainConfig
 from medmap.core.box import Box, Boxed
 from medmap.core.labels import SCHEMES
-from medmap.criterion import DiceCE, latent_spread, total_loss
+from medmap.criterion import DiceCE, total_loss
 from medmap.models.backbone import Auxiliary
 from medmap.state import State, optimizer_of
-from medmap.train import learning_rate, subset_dice
+from medmap.train import examined, full_and_missing, learning_rate, over_patients
 
 GLIOMA = SCHEMES["brats2023"]
 
@@ -221,42 +221,6 @@ def test_auxiliary_logits_count_for_their_own_samples_only() -> None:
 # ---- the watch on collapse ---------------------------------------------------------------------------------------
 
 
-def latents(z: Tensor) -> Tensor:
-    """[N C] as [1 1 C N 1 1]."""
-    return z.T[None, None, :, :, None, None]
-
-
-def test_the_effective_rank_is_1_on_a_line_and_C_where_no_direction_is_preferred() -> None:
-    generator, seen = torch.Generator().manual_seed(0), torch.ones(1, 1, dtype=torch.bool)
-    line = torch.randn(500, 1, generator=generator) * torch.tensor([[1.0, -2.0, 0.0, 5.0]]) + 3
-    found = latent_spread(latents(line), seen)
-    assert found["rank"] == pytest.approx(1, abs=1e-3)
-    assert found["std"] == pytest.approx(float(line.std(dim=0).mean()), rel=1e-5)
-    round_cloud = latent_spread(latents(2 * torch.randn(20000, 6, generator=generator)), seen)
-    assert round_cloud["rank"] == pytest.approx(6, abs=0.02)
-    assert round_cloud["std"] == pytest.approx(2, rel=0.02)
-    # eigenvalues 3/4 and 1/4: the exponential of their entropy
-    two = torch.tensor([[3.0, 0], [-3, 0], [0, math.sqrt(3)], [0, -math.sqrt(3)]])
-    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert latent_spread(latents(two), seen)["rank"] == pytest.approx(math.exp(entropy), rel=1e-5)
-
-
-def test_collapse_is_seen_and_one_channel_has_rank_1() -> None:
-    seen = torch.ones(2, 3, dtype=torch.bool)
-    assert latent_spread(torch.full((2, 3, 4, 2, 2, 2), 7.0), seen) == {"std": 0.0, "rank": 1.0}
-    single = torch.randn(2, 3, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    assert latent_spread(single, seen)["rank"] == pytest.approx(1)
-
-
-def test_latents_that_do_not_exist_are_not_watched() -> None:
-    z = torch.randn(2, 3, 4, 2, 2, 2, generator=torch.Generator().manual_seed(0))
-    seen = torch.tensor([[True, False, True], [False, True, True]])
-    expected = latent_spread(z, seen)
-    spoilt = z.masked_fill(~seen[:, :, None, None, None, None], 1e6)
-    assert latent_spread(spoilt, seen) == expected
-    assert latent_spread(spoilt, torch.ones_like(seen)) != expected
-
-
 # ---- validation --------------------------------------------------------------------------------------------------
 
 
@@ -271,7 +235,7 @@ def test_a_tumour_beyond_a_sequences_brain_counts_as_missed() -> None:
         inside = Box((10, 10, 10), (12, 12, min(14, image.box.stop[2]))).relative_to(image.box.start)
         values[inside.slices] = 20
         images[name] = Boxed(values, image.box)
-    scores = subset_dice(bright_voxels(), GLIOMA, [replace(patient, images=images)], "fp32")
+    scores = over_patients(examined(bright_voxels(), GLIOMA, [replace(patient, images=images)], "fp32")[0])
     assert scores["t2w"] == {"WT": 1.0, "TC": 1.0, "ET": 1.0}  # there is none, and none was found
     assert scores["t2f"]["WT"] == pytest.approx(2 * 8 / (8 + 16))
     assert scores["t2w+t2f"]["WT"] == 1.0
@@ -288,12 +252,22 @@ def test_patients_are_averaged_subset_by_subset_over_those_who_have_it() -> None
         made = made_up_prepared(dict.fromkeys(names, box), labels=labels)
         return replace(made, images={name: Boxed(values, box) for name in names})
 
-    scores = subset_dice(
-        bright_voxels().train(), GLIOMA, [patient(("t1c",), found), patient(("t1c", "t2f"), nothing)], "fp32"
-    )
+    both = [patient(("t1c",), found), patient(("t1c", "t2f"), nothing)]
+    answers, _ = examined(bright_voxels().train(), GLIOMA, both, "fp32")
+    scores = over_patients(answers)
     assert set(scores) == {"t1c", "t2f", "t1c+t2f"}
     assert scores["t1c"] == {"WT": 0.5, "TC": 0.5, "ET": 1.0}
     assert scores["t2f"] == {"WT": 0.0, "TC": 0.0, "ET": 1.0}
+
+
+def test_the_cost_of_missing_sequences_is_of_patients_who_have_them_all() -> None:
+    whole = {"t1c": {"WT": 0.4, "TC": 0.6}, "t2f": {"WT": 0.1, "TC": 0.3}, "t1c+t2f": {"WT": 0.8, "TC": 0.6}}
+    poor = {"t1c": {"WT": 0.0, "TC": 0.0}}
+    expected = pytest.approx({"full": 0.7, "missing": 0.35, "cost": 0.35})
+    assert full_and_missing([whole], "t1c+t2f") == expected
+    assert full_and_missing([poor, whole, poor], "t1c+t2f") == expected
+    assert full_and_missing([poor], "t1c+t2f") == {}
+    assert full_and_missing([{"t1c": {"WT": 0.4}}], "t1c") == {"full": 0.4}  # of one sequence, none can be missing
 
 
 def test_the_learning_rate_starts_anew_with_every_stage() -> None:

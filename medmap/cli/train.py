@@ -278,6 +278,20 @@ class _Rows:
             parts = ", ".join(f"{name} {value:.3f}" for name, value in terms.items()) if len(terms) > 1 else ""
             self.tell(row["step"], row["steps"], f"loss {row['loss']:.3f}" + (f" ({parts})" if parts else ""))
             return
+        if row["kind"] == "warning":
+            console.warn(f"step {row['step']}: {row['text']}")
+            return
         full = f", with all sequences {100 * row['full']:.1f}" if "full" in row else ""
         best = "  * best so far" if row.get("best") else ""
         console.say(f"step {row['step']}: validation Dice {100 * row['mean']:.1f} over all subsets{full}{best}")
+        if text := _latents_text(row):
+            console.say(f"  {text}")
+
+
+def _latents_text(row: dict[str, Any]) -> str:
+    """What the last level's latents are like, and what a missing sequence costs; the log has every level."""
+    parts = [f"missing sequences cost {100 * row['cost']:.1f}"] if "cost" in row else []
+    for level, found in list(row["latents"].items())[-1:]:
+        gap = f"gap {found['gap']:.2f}, " if "gap" in found else ""
+        parts.append(f"latents {level}: {gap}std {found['std']:.2g}, rank {found['rank']:.1f}")
+    return "; ".join(parts)

@@ -136,7 +136,13 @@ def stack_windows(
         for column, name in enumerate(modalities):
             if name in case.images:
                 images[row, column] = case.images[name].window(window)
-    return torch.from_numpy(images).to(device), torch.from_numpy(target).to(device)
+    return _moved(images, device), _moved(target, device)
+
+
+def _moved(array: NDArray[Any], device: torch.device) -> Tensor:
+    """To a GPU from memory that the system may not swap: whoever asks need not wait for the copy."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Patients(Sequence[Prepared]):
