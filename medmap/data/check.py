@@ -87,7 +87,8 @@ def check(
     """Look through a data set.
 
     labels:   name of the label map, where the user says so
-    deep:     read voxels: NaN, constant images, codes outside the map, heads with their skull, equal images
+    deep:     read voxels: NaN, constant images, codes outside the map, heads with their skull, equal images, images
+              that are not what their names say
     progress: called with (cases done, cases in all)
 
     Raises InputError as `recognise` does; whatever is wrong with single cases is reported instead.

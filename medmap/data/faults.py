@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,10 @@ from medmap.core.modality import GLIOMA_MRI
 from medmap.data.cases import CaseFiles, DataFolder, ImageRef, grid_conflict
 from medmap.data.nifti import Header, looks_cut_off, read_header, read_labels, read_volume, sha256
 from medmap.errors import InputError
+
+if TYPE_CHECKING:
+    from medmap.data.siblings import Finding
+    from medmap.data.views import View
 
 BRAIN_LIMIT_ML = 2200.0
 """More voxels than this are not 0 only where the skull is still there: brains have 1–2 litres, heads 2.5–5."""
@@ -57,10 +61,11 @@ class Look:
     digests: dict[str, str]
 
     @classmethod
-    def at(cls, case: CaseFiles, root: Path, expected: tuple[str, ...], deep: bool) -> Look:
+    def at(cls, case: CaseFiles, root: Path, expected: tuple[str, ...], deep: bool, brain: bool = True) -> Look:
         """Look at one case of the folder ``root``; ``expected`` names what it may be expected to have.
 
-        Voxels are read where ``deep`` asks for it.
+        Voxels are read where ``deep`` asks for it. Images are looked at as those of a brain, unless ``brain`` or the
+        case's label map says that they are of another organ.
         """
         look = cls(case, root, [], {}, set(), {})
         look._presence(expected)
@@ -68,7 +73,7 @@ class Look:
             look._header(name, ref)
         look._grids()
         if deep:
-            look._voxels()
+            look._voxels(brain and (case.scheme is None or "WT" in case.scheme.regions))
         return look
 
     def _add(self, kind: str, what: str, cure: str, path: Path | None = None) -> None:
@@ -120,22 +125,58 @@ class Look:
                 kind = "affine" if first.shape[:3] == header.shape[:3] else "grid"
                 self._add(kind, *conflict, header.path)
 
-    def _voxels(self) -> None:
-        heads = []
+    def _voxels(self, brain: bool) -> None:
+        heads: list[str] = []
+        views: dict[str, View] = {}
         for name, header in self.headers.items():
             ref = self.case.files[name]
             try:
                 if name == "seg":
                     self._segmentation(read_labels(ref.path)[0], ref.path)
-                elif self._image(name, read_volume(ref.path, ref.channel)[0], header):
-                    heads.append(name)
+                    continue
+                self._brain(name, read_volume(ref.path, ref.channel)[0], header, views, heads)
             except InputError as error:
                 self._error("unreadable", error, ref.path)
-        elsewhere = self.case.scheme is not None and "WT" not in self.case.scheme.regions  # not of a head
-        if heads and not elsewhere:
+        if heads and brain:
             names = ", ".join(heads) + (" looks like a raw head" if len(heads) == 1 else " look like raw heads")
             what = f"not skull-stripped: {names}"
             self._add("raw", what, "strip it, each sequence: hd-bet -i IN -o OUT, or mri_synthstrip -i IN -o OUT")
+        if brain:
+            self._siblings(views)
+
+    def _brain(
+        self, name: str, volume: NDArray[np.float32], header: Header, views: dict[str, View], heads: list[str]
+    ) -> None:
+        """Note the faults of one image, and whether it is a head; keep a view of a new, whole, skull-stripped one."""
+        from medmap.data.siblings import odd_values
+        from medmap.data.views import View
+
+        noted, digests = len(self.faults), set(self.digests.values())
+        if self._image(name, volume, header):
+            heads.append(name)
+        elif len(self.faults) == noted and self.digests[name] not in digests:
+            view = View.of(volume, header.affine)
+            if view is not None:
+                self._found(odd_values(name, volume))
+                views[name] = view
+
+    def _siblings(self, views: dict[str, View]) -> None:
+        """What the images of brains say about each other; no place is compared across grids."""
+        from medmap.data.siblings import findings
+
+        if views:
+            first = self.headers[next(iter(views))].grid
+            apart = frozenset(name for name in views if not self.headers[name].grid.matches(first))
+            self._found(findings(views, apart))
+
+    def _found(self, found: Iterable[Finding]) -> None:
+        from medmap.data.siblings import KINDS
+
+        for one in found:
+            path = self.case.files[one.name].path
+            self.faults.append(
+                Fault(self.case.id, relative(path, self.root), one.what, one.cure, KINDS[one.kind], one.kind)
+            )
 
     def _image(self, name: str, volume: NDArray[np.float32], header: Header) -> bool:
         """Note the faults of one image; True where it is a head with its skull."""
