@@ -8,7 +8,7 @@ files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +87,29 @@ class LabelScheme:
     def region_mask(self, classes: NDArray[Any], region: str) -> NDArray[np.bool_]:
         """Bool mask of a region in a map of class indices."""
         return np.isin(classes, self.members(region))
+
+    def without(self, left_out: Collection[str]) -> tuple[NDArray[np.uint8], dict[str, str]]:
+        """How a map of classes looks in which some regions are not told: classes that only they tell apart are one.
+
+        Returns UInt8[K], the class that stands for each class (0 where no region is left that holds it), and
+        {class that stands for several: the smallest region left that holds them}.
+
+        >>> table, meaning = SCHEMES["brats2023"].without({"ET"})
+        >>> table.tolist(), meaning  # background, ncr, ed, et
+        ([0, 1, 2, 1], {'ncr': 'TC'})
+        """
+        told = [region for region in self.regions if region not in left_out]
+        inside = {c: [region for region in told if c in self.regions[region]] for c in self.classes[1:]}
+        hidden = {c: sum(c in self.regions[region] for region in left_out) for c in inside}
+        table, meaning = np.zeros(len(self.classes), np.uint8), {}
+        for index, name in enumerate(self.classes[1:], start=1):
+            alike = [c for c in inside if inside[c] == inside[name]]
+            if inside[name]:
+                one = min(alike, key=lambda c: hidden[c])
+                table[index] = self.classes.index(one)
+                if len(alike) > 1:
+                    meaning[one] = min(inside[name], key=lambda region: len(self.regions[region]))
+        return table, meaning
 
     def same_classes(self, other: LabelScheme) -> bool:
         """Whether both schemes mean the same classes (their codes in the file may differ)."""

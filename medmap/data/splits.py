@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medmap.config import DataConfig
@@ -121,10 +122,48 @@ def published(name: str, available_ids: Iterable[str]) -> Split:
     )
 
 
+def own_split(file: Path, roster: Sequence[tuple[str, str, str | None]]) -> Split:
+    """A division from a JSON file: ``{"train": [ids], "val": [ids], "test": [ids]}``; val and test may be empty or left
+    out. Every run's ``splits.json`` is such a file.
+
+    roster: (case id, patient, group) of every case of the data
+
+    Raises InputError for a file that is not one, a case or a patient in two parts, and cases that the data do not hold.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        parts = {part: tuple(map(str, found.get(part, ()))) for part in PARTS}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"split {file}: cannot be read ({error}); expected a JSON file with lists of case ids: train, val, test"
+        ) from error
+    named = [case for part in PARTS for case in parts[part]]
+    if not parts["train"]:
+        raise InputError(f"split {file}: names no case to train on; expected a list of case ids under train")
+    if twice := [case for case, count in Counter(named).items() if count > 1]:
+        raise InputError(f"split {file}: names {_examples(twice)} more than once; a case can stand in one part only")
+    patient_of = {case: patient for case, patient, _ in roster}
+    if strange := [case for case in named if case not in patient_of]:
+        raise InputError(
+            f"split {file}: names {_examples(strange)}, which the data do not hold; they hold "
+            f"{_examples(sorted(patient_of))}. Choose the data that belong to it"
+        )
+    sides = {patient_of[case]: part for part in PARTS for case in parts[part]}
+    if torn := [case for part in PARTS for case in parts[part] if sides[patient_of[case]] != part]:
+        raise InputError(
+            f"split {file}: {_examples(torn)} belong to patients who stand in another part as well; put all cases of a "
+            "patient into one part"
+        )
+    rest = tuple(sorted(set(patient_of) - set(named)))
+    return Split(file.stem, **parts, sha256=sha256_of(*parts.values()), unlisted=rest)
+
+
 def choose_split(config: DataConfig, source: Source) -> Split:
     """The division of the patients that a configuration names. Raises InputError where the data do not allow it."""
     if config.source == "phantom":
         return _streamed(source)
+    if config.split.endswith(".json"):
+        return own_split(Path(config.split), source.roster())
     if config.split != "kfold":
         return published(config.split, source.ids)
     return kfold(source.roster(), config.folds, config.fold, config.split_seed, config.val_fraction)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -111,3 +113,27 @@ def test_a_scheme_that_does_not_exist() -> None:
     assert scheme_named("msd") is SCHEMES["msd"]
     with pytest.raises(InputError, match="label scheme 'brats2022' is not known; expected one of brats2021"):
         scheme_named("brats2022")
+
+
+def test_any_regions_may_be_left_out_and_those_told_stay_as_they_are() -> None:
+    classes = np.arange(5)
+    scheme = SCHEMES["brats2024"]
+    for count in range(len(scheme.regions) + 1):
+        for left_out in combinations(scheme.regions, count):
+            table, meaning = scheme.without(left_out)
+            for region in set(scheme.regions) - set(left_out):
+                np.testing.assert_array_equal(
+                    scheme.region_mask(table[classes], region), scheme.region_mask(classes, region)
+                )
+            told = set(scheme.regions) - set(left_out)
+            assert set(meaning.values()) <= told
+            patterns = {tuple(c in scheme.regions[r] for r in sorted(told)) for c in scheme.classes[1:]}
+            assert len(set(table[1:]) - {0}) == len(
+                patterns - {(False,) * len(told)}
+            )  # what nothing tells apart is one
+
+
+def test_what_nobody_tells_is_background() -> None:
+    table, meaning = SCHEMES["brats2023"].without({"WT"})
+    assert (table.tolist(), meaning) == ([0, 1, 0, 3], {})
+    assert SCHEMES["brats2023"].without({"TC"})[1] == {"ed": "WT"}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medmap.data import splits
-from medmap.data.splits import kfold, published, published_names, sha256_of
+from medmap.data.splits import kfold, own_split, published, published_names, sha256_of
 from medmap.errors import InputError
 
 COUNTS = {
@@ -159,3 +161,38 @@ def test_an_altered_list_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(splits, "_folder", lambda: tmp_path)
     with pytest.raises(InputError, match="the packaged list was altered"):
         published("brats2020", [])
+
+
+# ---- a list of one's own -----------------------------------------------------------------------------------------
+
+ROSTER = [("a", "A", None), ("b1", "B", None), ("b2", "B", None), ("c", "C", None), ("d", "D", None)]
+
+
+def test_a_list_of_ones_own_is_taken_as_it_stands(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"train": ["b1", "b2"], "test": ["a"]}))
+    split = own_split(file, ROSTER)
+    assert (split.name, split.train, split.val, split.test) == ("mine", ("b1", "b2"), (), ("a",))
+    assert split.unlisted == ("c", "d")
+    assert split.sha256 == sha256_of(["b1", "b2"], [], ["a"])
+    file.write_text(json.dumps(split.to_dict()))  # as a run folder keeps it
+    assert own_split(file, ROSTER) == split
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "cannot be read"),
+        ("{", "cannot be read"),
+        ('{"test": ["a"]}', "no case to train on"),
+        ('{"train": ["a"], "val": ["a"]}', "names a more than once"),
+        ('{"train": ["a", "x"]}', "names x, which the data do not hold; they hold a, b1, b2"),
+        ('{"train": ["b1"], "test": ["b2"]}', "b1 belong to patients who stand in another part"),
+    ],
+)
+def test_a_list_that_cannot_be_used_says_why(tmp_path, text, message):
+    (tmp_path / "mine.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        own_split(tmp_path / "mine.json", ROSTER)
+    with pytest.raises(InputError, match="cannot be read"):
+        own_split(tmp_path / "absent.json", ROSTER)

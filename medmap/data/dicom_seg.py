@@ -1,0 +1,155 @@
+"""A mask as DICOM SEG: one binary segment a region, on the slices of the series whose grid the mask has."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import medmap
+from medmap.core.labels import LabelScheme
+from medmap.data.colours import REGION_COLOURS, rgb
+from medmap.data.dicom import Series
+from medmap.data.dicom_convert import dicom_order
+from medmap.data.nifti import read_labels
+from medmap.errors import InputError
+
+SERIES_NUMBER = 9900
+"""Number of the series that is written: far from those of scanners."""
+
+
+def write_seg(
+    out: Path, mask: Path, scheme: LabelScheme, reference: Series, others: Sequence[Series] = (), weights: str = ""
+) -> Path:
+    """Write a mask as DICOM SEG (.dcm) into the patient's own study; returns ``out``.
+
+    mask:      the NIfTI file, on the grid of ``reference``; codes of ``scheme``
+    reference: series whose slices the segments lie on: patient, study and frame of reference are theirs
+    others:    further series that the mask was made from, kept as references
+    weights:   SHA-256 of the model's weights, told beside the algorithm's name
+
+    Segments are the regions of the scheme in their order, overlapping where regions do. The file appears under its name
+    only when it is whole. Raises InputError where the mask is on another grid, where headers are too poor for a SEG,
+    and where the place cannot be written.
+    """
+    labels, affine = read_labels(mask)
+    classes = dicom_order(reference, scheme.encode(labels, str(mask)), affine)
+    segments = np.stack([scheme.region_mask(classes, region) for region in scheme.regions], axis=-1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd values in the headers of scanners are not ours to mend
+        try:
+            seg = _seg(segments.astype(np.uint8), scheme, reference, others, weights)
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise InputError(
+                f"{reference.name}: its headers do not allow a DICOM SEG ({error}); the mask itself is whole: {mask}"
+            ) from error
+        _save(seg, out)
+    return out
+
+
+def _seg(segments: Any, scheme: LabelScheme, reference: Series, others: Sequence[Series], weights: str) -> Any:
+    from highdicom.seg import Segmentation
+    from pydicom.uid import generate_uid
+
+    order = [(frame.path, frame.index) for frame in reference.frames]
+    if len({path for path, _ in order}) == 1:  # all slices in one file: in the order of its frames
+        segments = segments[np.argsort([index for _, index in order])]
+    sources = _headers(reference)
+    seg = Segmentation(
+        source_images=sources,
+        pixel_array=segments,
+        segmentation_type="BINARY",
+        segment_descriptions=_descriptions(scheme, weights),
+        series_instance_uid=generate_uid(prefix=None),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=generate_uid(prefix=None),
+        instance_number=1,
+        manufacturer="medmap",
+        manufacturer_model_name="medmap",
+        software_versions=medmap.__version__,
+        device_serial_number="none",
+        content_label="SEGMENTATION",
+        content_description="Automatic segmentation, not for clinical use",
+        series_description=f"medmap {medmap.__version__} segmentation",
+    )
+    # Once for the whole mask: highdicom would name every image of the others again at every frame.
+    seg.ReferencedSeriesSequence.extend(_reference(series) for series in others)
+    return seg
+
+
+def _reference(series: Series) -> Any:
+    """A series and its images, by their UIDs."""
+    from pydicom.dataset import Dataset
+
+    reference = Dataset()
+    reference.SeriesInstanceUID = series.uid
+    reference.ReferencedInstanceSequence = []
+    for dataset in _headers(series):
+        image = Dataset()
+        image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
+        reference.ReferencedInstanceSequence.append(image)
+    return reference
+
+
+def _headers(series: Series) -> list[Any]:
+    """The series' files in the order of its slices, each once, without pixels."""
+    import pydicom
+
+    files = dict.fromkeys(frame.path for frame in series.frames)
+    return [pydicom.dcmread(path, stop_before_pixels=True, force=True) for path in files]
+
+
+def _descriptions(scheme: LabelScheme, weights: str) -> list[Any]:
+    from highdicom import AlgorithmIdentificationSequence
+    from highdicom.color import CIELabColor
+    from highdicom.seg import SegmentDescription
+    from pydicom.sr.codedict import codes
+
+    algorithm = AlgorithmIdentificationSequence(
+        name="medmap",
+        family=codes.DCM.ArtificialIntelligence,
+        version=medmap.__version__,
+        parameters={"weights_sha256": weights} if weights else None,
+    )
+    organ = codes.SCT.Brain if "WT" in scheme.regions else codes.SCT.Liver
+    return [
+        SegmentDescription(
+            segment_number=number,
+            segment_label=_LABELS.get(region, region),
+            segmented_property_category=getattr(codes.SCT, _CODES.get(region, _LESION)[0]),
+            segmented_property_type=getattr(codes.SCT, _CODES.get(region, _LESION)[1]),
+            algorithm_type="AUTOMATIC",
+            algorithm_identification=algorithm,
+            anatomic_regions=[organ],
+            display_color=CIELabColor.from_rgb(*rgb(REGION_COLOURS[(number - 1) % len(REGION_COLOURS)])),
+        )
+        for number, region in enumerate(scheme.regions, start=1)
+    ]
+
+
+def _save(seg: Any, out: Path) -> None:
+    fresh = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        seg.save_as(fresh)
+        os.replace(fresh, out)
+    except OSError as error:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise InputError(f"{out}: cannot be written ({error.strerror or error}); name another place with -o") from error
+
+
+_LESION = ("MorphologicallyAbnormalStructure", "Lesion")
+_CODES = {
+    "WT": ("MorphologicallyAbnormalStructure", "Neoplasm"),
+    "TC": ("MorphologicallyAbnormalStructure", "Neoplasm"),
+    "ET": ("MorphologicallyAbnormalStructure", "Neoplasm"),
+    "LIVER": ("AnatomicalStructure", "Liver"),
+}
+"""{region: category and type of SNOMED CT}. Whole tumour, core and enhancing tumour are parts of one neoplasm that
+SNOMED CT has no codes of their own for; the segments' labels tell them apart."""
+_LABELS = {"WT": "WT whole tumour", "TC": "TC tumour core", "ET": "ET enhancing tumour", "RC": "RC resection cavity"}
