@@ -6,8 +6,10 @@ Read before torch is imported, so that a request it cannot answer is refused at 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,14 @@ from medmap.errors import InputError
 from medmap.run import CARD, checkpoint_folder, find_runs, read_card, steps_done
 
 DEFAULT_LABELS = "brats2023"
+CARD_JSON, CARD_TEXT, CARD_PICTURE = "card.json", "card.md", "card.png"
+"""The robustness card, which `medmap.robustness` writes."""
+
 SHIPPED = Path(__file__).parent / "weights" / "phantom"
 """The model that comes with medmap."""
+
+GOOD_DICE = 0.7
+"""From here on overlap is usually called good (Zijdenbos et al., IEEE Transactions on Medical Imaging 1994)."""
 
 ABOUT_SHIPPED = "the model that comes with medmap, trained on simulated patients alone; not a medical device"
 
@@ -54,12 +62,22 @@ class ModelFolder:
     @cached_property
     def weights_sha256(self) -> dict[str, str]:
         """{run, from the model's folder: SHA-256 of the weights it answers with}."""
-        found = {}
-        for run, folder in zip(self.runs, self.checkpoints, strict=True):
-            smoothed = folder / "ema.safetensors"
-            file = smoothed if smoothed.is_file() else folder / "model.safetensors"
-            found[run.relative_to(self.path).as_posix()] = sha256(file)
-        return found
+        files = zip(self.runs, self.weights, strict=True)
+        return {run.relative_to(self.path).as_posix(): sha256(file) for run, file in files}
+
+    @property
+    def weights(self) -> list[Path]:
+        """The file of each run that it answers with."""
+        both = ((folder / "ema.safetensors", folder / "model.safetensors") for folder in self.checkpoints)
+        return [smoothed if smoothed.is_file() else plain for smoothed, plain in both]
+
+    @cached_property
+    def parameters(self) -> int:
+        """Numbers in the weights of one run."""
+        from safetensors import safe_open
+
+        with safe_open(self.weights[0], framework="numpy") as file:
+            return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no mapping)
 
     def expected(self, used: str, clean: bool) -> dict[str, Any] | None:
         """What held-out patients with these sequences had: Dice by region with its interval; None where nobody
@@ -71,13 +89,34 @@ class ModelFolder:
         rows = {r["region"]: r for r in summary["rows"] if r["subset"] == used and r["metric"] == "dice"}
         if not rows or self.which != "best":
             return None
-        kept = ("mean", "low", "high", "n")
+        kept = ("mean", "low", "high", "n", "p10", "p90")
         dice = {
-            region: {key: rows[f"{region}-pp" if clean and f"{region}-pp" in rows else region][key] for key in kept}
+            region: {key: rows[f"{region}-pp" if clean and f"{region}-pp" in rows else region].get(key) for key in kept}
             for region in self.scheme.regions
             if region in rows
         }
         return {"measured_on": summary.get("evaluated", ""), "sequences": used, "dice": dice}
+
+    def regions_below(self, least: float, used: str, clean: bool) -> dict[str, str]:
+        """{region: why}: those that held-out patients with these sequences did not have at a mean Dice of ``least``.
+
+        Raises InputError where nobody measured, and where it is all regions.
+        """
+        expected = self.expected(used, clean)
+        if expected is None:
+            raise InputError(
+                f"{self.path}: nobody has measured what to expect from {used}, so no region can be left out for it; "
+                "run `medmap evaluate` first, or leave --abstain out"
+            )
+        low = {
+            region: f"a mean Dice of {_percent(row['mean'])} % for {region} from {used} on held-out cases, "
+            f"{100 * least:.0f} % was asked for"
+            for region, row in expected["dice"].items()
+            if row["mean"] is None or row["mean"] < least
+        }
+        if len(low) == len(expected["dice"]):
+            raise InputError(f"{'; '.join(low.values())}: no region is left to tell of; give more sequences")
+        return low
 
 
 def read_model(path: Path = SHIPPED, which: str = "best") -> ModelFolder:
@@ -89,6 +128,22 @@ def read_model(path: Path = SHIPPED, which: str = "best") -> ModelFolder:
     card = read_card(runs[0] / CARD)
     folders = tuple(checkpoint_folder(run, which) for run in runs)
     return ModelFolder(path, which, tuple(runs), folders, card.modalities, card.scheme, card.spacing_mm)
+
+
+def expectation(expected: Mapping[str, Any]) -> Iterator[str]:
+    """What `ModelFolder.expected` says, a line for the patients it was measured on and a line a region."""
+    rows = expected["dice"]
+    cases = max(row["n"] for row in rows.values())
+    yield f"expect, from {expected['sequences']}, Dice in % as on {cases} held-out cases ({expected['measured_on']}):"
+    for region, row in rows.items():
+        mean, low, high, p10, p90 = (_percent(row.get(key)) for key in ("mean", "low", "high", "p10", "p90"))
+        spread = "" if row.get("p10") is None else f", 8 of 10 cases between {p10} and {p90}"
+        known = row["mean"] is not None and row["mean"] >= GOOD_DICE
+        yield f"  {region:3} {mean} [{low}, {high}]{spread}" + ("" if known else f": do not use {region} for volumetry")
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f}"
 
 
 def choose_scheme(known: LabelScheme, asked: str | None = None) -> LabelScheme:

@@ -3,6 +3,8 @@
     subsets.csv   case,patient,subset,region,metric,value       one number a row
     summary.json  means with intervals over patients: every subset, all / with t1c / without t1c, and over the
                   patients who have the region
+    voxels.npz    log_p Float16[K V] and truth UInt8[V] of some voxels of every answer, one answer after the other;
+                  patients, kinds, counts: whose, from which subset, how many of the V voxels
 
 Region ``ET-pp`` is the enhancing tumour after removal of volumes below ``predict.et_min_ml``; raw and cleaned stand
 side by side.
@@ -13,10 +15,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +29,13 @@ from medmap.core.labels import LabelScheme
 from medmap.core.metrics import METRICS, postprocess, score_region
 from medmap.core.modality import ModalitySet
 from medmap.core.stats import bootstrap_interval
+from medmap.core.temperature import Voxels
+from medmap.core.witnesses import CLEANED
 from medmap.data.store import Store
 from medmap.errors import InputError
 from medmap.run import write_text
 
-TABLE, SUMMARY = "subsets.csv", "summary.json"
-CLEANED = "-pp"
+TABLE, SUMMARY, VOXELS = "subsets.csv", "summary.json", "voxels.npz"
 CONTRAST = "t1c"
 Progress = Callable[[str, int, int], None]
 """Called after each case with its id, cases done, cases in all."""
@@ -89,7 +94,7 @@ def summarise(
         "patients": len(set(table.patients)),
         "modalities": list(modalities),
         "regions": [region for region in scheme.regions if region in table.regions],
-        **{part: [] for part in ("rows", "groups", "present")},
+        **{part: [] for part in ("rows", "groups", "present", "cost")},
     }
     for region in (region for region in (*scheme.regions, "ET" + CLEANED) if region in table.regions):
         has = table.has_region(region.removesuffix(CLEANED))
@@ -100,6 +105,10 @@ def summarise(
                 if metric == "dice" and not has.all():
                     values = np.where(has, values, np.nan)
                     summary["present"].append({**entry, **_described(values, table.patients)})
+        for name in modalities:
+            if (losses := table.lost_without(name, region, subsets)) is not None:
+                entry = {"sequence": name, "region": region, "metric": "dice"}
+                summary["cost"].append({**entry, **_described(losses, table.patients)})
     return summary
 
 
@@ -151,6 +160,36 @@ def read_scores(file: Path) -> list[Score]:
     if not rows:
         raise InputError(f"{file}: holds no score; run `medmap evaluate` again")
     return rows
+
+
+def write_voxels(out: Path, answers: Sequence[Voxels]) -> None:
+    """Put voxels.npz into a folder."""
+    if not answers:
+        (out / VOXELS).unlink(missing_ok=True)
+        return
+    fresh = out / f".{VOXELS}"
+    with fresh.open("wb") as stream:
+        np.savez_compressed(
+            stream,
+            patients=np.array([answer.patient for answer in answers], dtype=str),
+            kinds=np.array([answer.kind for answer in answers], dtype=str),
+            counts=np.array([len(answer.truth) for answer in answers]),
+            log_p=np.concatenate([answer.log_p for answer in answers], axis=1),
+            truth=np.concatenate([answer.truth for answer in answers]),
+        )
+    os.replace(fresh, out / VOXELS)
+
+
+def read_voxels(file: Path) -> list[Voxels]:
+    """The answers of a voxels.npz. Raises InputError for a file that is not one."""
+    try:
+        with np.load(file, allow_pickle=False) as held:
+            ends = np.cumsum(held["counts"])[:-1]
+            parts = zip(np.split(held["log_p"], ends, axis=1), np.split(held["truth"], ends), strict=True)
+            names = zip(map(str, held["patients"]), map(str, held["kinds"]), strict=True)
+            return [Voxels(*whose, *values) for whose, values in zip(names, parts, strict=True)]
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise InputError(f"{file}: no voxels ({error}); run `medmap evaluate` again") from error
 
 
 def table_text(summary: Mapping[str, Any], metric: str = "dice") -> str:
@@ -211,6 +250,16 @@ class _Pivot:
         """Float64[cases]: mean over the subsets of a group; NaN unless a case has all of them."""
         return np.mean([self.column(subset, region, metric) for subset in subsets], axis=0)
 
+    def lost_without(self, name: str, region: str, subsets: Iterable[str]) -> NDArray[np.float64] | None:
+        """Float64[cases]: mean over subsets S ∋ m of Dice(S) − Dice(S − m), of those that a case has; None without any
+        pair."""
+        column = {frozenset(subset.split("+")): self.column(subset, region, "dice") for subset in subsets}
+        pairs = [column[s] - column[s - {name}] for s in column if name in s and s - {name} in column]
+        if not pairs:
+            return None
+        known = np.isfinite(pairs)
+        return np.where(known, pairs, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)
+
     def has_region(self, region: str) -> NDArray[np.bool_]:
         """Bool[cases]: whether the truth has the region."""
         columns = [self.column(subset, region, "truth_ml") for subset in self.subsets]
@@ -219,8 +268,9 @@ class _Pivot:
 
 def _described(values: NDArray[np.float64], patients: Sequence[str]) -> dict[str, Any]:
     known = values[np.isfinite(values)]
-    median = float(np.median(known)) if known.size else float("nan")
-    return {**asdict(bootstrap_interval(values, patients)), "median": median}
+    low, median, high = np.quantile(known, (0.1, 0.5, 0.9)) if known.size else np.full(3, np.nan)
+    spread = {"median": float(median), "p10": float(low), "p90": float(high)}
+    return {**asdict(bootstrap_interval(values, patients)), **spread}
 
 
 def without_nan(tree: Any) -> Any:

@@ -1,7 +1,8 @@
 """Makes medmap/weights/phantom, the model that comes with medmap: python scripts/ship.py RUN EVALUATED
 
 RUN is a finished run of configs/phantom.yaml, EVALUATED a folder that `medmap evaluate RUN --data …` left in it. The
-weights are kept in half precision; the table of the card is what was measured on these patients.
+weights are kept in half precision; the card says what was measured on these patients. The confidence.json that is
+there stays where the weights come out the same; that of other weights is fitted anew to EVALUATED.
 """
 
 from __future__ import annotations
@@ -10,32 +11,20 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from textwrap import fill
 
 from safetensors.torch import save_file
 
-from medmap.card import SHIPPED
+from medmap.card import SHIPPED, read_model
 from medmap.checkpoint import load_network
-from medmap.run import CARD, CHECKPOINTS, CONFIG, STATE, checkpoint_folder, read_run
-from medmap.scores import SUMMARY, table_text
-
-ABOUT = """# The model that comes with medmap
-
-{about}
-
-Use it with `medmap predict` without `--model`. Make it again with `medmap train -c configs/phantom.yaml -o RUN`.
-
-{measured}
-
-```
-{table}
-```
-"""
+from medmap.confidence import CONFIDENCE, write_confidence
+from medmap.robustness import write_card
+from medmap.run import CARD, CHECKPOINTS, CONFIG, STATE, checkpoint_folder, write_text
+from medmap.scores import SUMMARY
 
 
 def main(run: Path, evaluated: Path) -> None:
-    config, card = read_run(run)
-    best = SHIPPED / CHECKPOINTS / "best"
+    best, there = SHIPPED / CHECKPOINTS / "best", SHIPPED / CONFIDENCE
+    before = there.read_text(encoding="utf-8") if there.is_file() else ""
     shutil.rmtree(SHIPPED, ignore_errors=True)
     best.mkdir(parents=True)
     weights = {
@@ -48,20 +37,23 @@ def main(run: Path, evaluated: Path) -> None:
     for name in (CONFIG, CARD):
         shutil.copy(run / name, SHIPPED / name)
     summary = json.loads((evaluated / SUMMARY).read_text(encoding="utf-8"))
-    for part in ("rows", "groups", "present"):  # what `medmap predict` and the card tell of
+    for part in ("rows", "groups", "present", "cost"):  # what `medmap predict` and the card tell of
         summary[part] = [row for row in summary[part] if row["metric"] == "dice"]
     (SHIPPED / SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
-    count = sum(value.numel() for value in weights.values())
-    about = (
-        f"A {config.model.size} {config.model.name} ({count / 1e6:.1f} M parameters, half precision) for "
-        f"{', '.join(card.modalities)}, any of them, at {card.spacing_mm:g} mm: trained on "
-        f"{config.phantom.patients} simulated patients for {config.train.steps} steps, and on no patient. "
-        "Not a medical device: for research, and never the only ground of a decision about a person."
-    )
-    measured = f"Measured on real patients, none of whom was looked at while it was made: {summary['evaluated']}."
-    text = ABOUT.format(about=fill(about, 120), measured=fill(measured, 120), table=table_text(summary))
-    (SHIPPED / "CARD.md").write_text(text, encoding="utf-8")
+    write_card(read_model(SHIPPED), SHIPPED)
+    print(_confidence(before, evaluated))
     print(f"{SHIPPED}: {(best / 'model.safetensors').stat().st_size / 1e6:.1f} MB of weights")
+
+
+def _confidence(before: str, evaluated: Path) -> str:
+    """What became of confidence.json."""
+    model = read_model(SHIPPED)
+    if before and json.loads(before)["weights_sha256"] == model.weights_sha256:
+        write_text(SHIPPED / CONFIDENCE, before)
+        return f"{CONFIDENCE}: kept, for the weights are those that it was fitted to"
+    if write_confidence(model, evaluated, SHIPPED) is None:
+        return f"{CONFIDENCE}: none, {evaluated} has too few patients; run scripts/ship_confidence.py on others"
+    return f"{CONFIDENCE}: fitted to {evaluated}; run scripts/confidence_elsewhere.py, which says where it fails"
 
 
 if __name__ == "__main__":

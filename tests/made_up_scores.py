@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from medmap.core.box import Box, Boxed
 from medmap.core.case import Prepared
 from medmap.core.labels import SCHEMES, LabelScheme
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
+from medmap.core.temperature import Voxels
 from medmap.data.layouts import recognise
 from medmap.data.nifti import write_volume
 from medmap.data.store import Store, write_store
@@ -119,6 +121,21 @@ def write_made_up_run(
 def scored(case: str, subset: str, region: str, patient: str = "", **metrics: float) -> list[Score]:
     """Rows of one case, subset and region."""
     return [Score(case, patient or case, subset, region, metric, value) for metric, value in metrics.items()]
+
+
+def made_up_voxels(
+    temperature: float, patients: int = 14, kinds: Sequence[str] = ("t2f",), voxels: int = 2000
+) -> list[Voxels]:
+    """Answers in whom the truth is drawn from what this temperature makes of the probabilities."""
+    answers = []
+    for number, kind in product(range(patients), kinds):
+        generator = np.random.default_rng([number, *kind.encode()])
+        logits = generator.normal([2, 0, 0, 0], 2, (voxels, 4))
+        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        right = np.exp(log_p / temperature).cumsum(axis=1)
+        truth = (generator.uniform(0, right[:, -1])[:, None] > right).sum(axis=1)
+        answers.append(Voxels(f"p{number}", kind, log_p.T.astype(np.float16), truth.astype(np.uint8)))
+    return answers
 
 
 def entry_of(entries: Iterable[Mapping[str, Any]], **wanted: str) -> Mapping[str, Any]:

@@ -35,8 +35,18 @@ from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.core.stats import bootstrap_interval
 from medmap.data.store import Store
 from medmap.errors import CheckpointError, InputError
-from medmap.evaluate import evaluate, evaluate_cases, on_common_box, run_store
-from medmap.scores import Score, read_scores, score_classes, subset_groups, summarise, table_text, write_scores
+from medmap.evaluate import VOXELS, evaluate, evaluate_cases, on_common_box, run_store, score_case
+from medmap.scores import (
+    Score,
+    read_scores,
+    read_voxels,
+    score_classes,
+    subset_groups,
+    summarise,
+    table_text,
+    write_scores,
+    write_voxels,
+)
 
 NAN = float("nan")
 TWO = ModalitySet(("t1c", "t2f"))
@@ -133,7 +143,7 @@ def test_every_subset_of_what_a_case_has(store: Store) -> None:
     assert dice_by_subset(rows, ids[0]) == expected
     assert dice_by_subset(rows, ids[1]) == {"t1n": 5 / 8, "t2w": 5 / 8, "t1n+t2w": 6 / 8}
     assert {row.patient for row in rows} == {"BraTS-GLI-00000", "BraTS-GLI-00001"}
-    assert len(rows) == (15 + 3) * 4 * len(METRICS)
+    assert len([row for row in rows if row.metric in METRICS]) == (15 + 3) * 4 * len(METRICS)
     volumes = {r.value for r in rows if (r.region, r.metric) == ("WT", "truth_ml")}
     assert volumes == {512 * 8 / 1000}
 
@@ -368,6 +378,22 @@ def test_files_that_are_no_tables(text: str, found: str, tmp_path: Path) -> None
         read_scores(tmp_path / "t.csv")
 
 
+def test_voxels_come_back_as_they_were(store: Store, tmp_path: Path) -> None:
+    case = ID.format(1)
+    answers = score_case(Shifted(step=0), store, case).voxels  # type: ignore[arg-type]
+    assert {answer.kind for answer in answers} == {"t1n", "t2w", "t1n+t2w"}
+    assert all(len(answer.truth) == min(VOXELS, np.prod(BRAIN.shape)) for answer in answers)
+    assert all(np.array_equal(answer.log_p.argmax(axis=0), answer.truth) for answer in answers)  # it answers the truth
+    write_voxels(tmp_path, answers)
+    for one, other in zip(read_voxels(tmp_path / "voxels.npz"), answers, strict=True):
+        assert one[:2] == other[:2]
+        assert np.array_equal(one.log_p, other.log_p)
+        assert np.array_equal(one.truth, other.truth)
+    write_voxels(tmp_path, [])
+    with pytest.raises(InputError, match=r"voxels\.npz: no voxels .*; run `medmap evaluate` again"):
+        read_voxels(tmp_path / "voxels.npz")
+
+
 def test_a_table_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no\.csv: no table of scores .*; expected one of `medmap evaluate`"):
         read_scores(tmp_path / "no.csv")
@@ -398,6 +424,10 @@ def test_folds_are_pooled(store: Store, tmp_path: Path, shifted_runs: list[Path]
     assert pooled == [row for run in shifted_runs for row in read_scores(run / "subsets.csv")]
     summary = json.loads((tmp_path / "folds" / "summary.json").read_text())
     assert (summary["cases"], summary["runs"]) == (4, 3)
+    each = [answer for run in shifted_runs for answer in read_voxels(run / "voxels.npz")]
+    whole = read_voxels(tmp_path / "folds" / "voxels.npz")
+    assert [answer[:2] for answer in whole] == [answer[:2] for answer in each]
+    assert all(np.array_equal(one.log_p, other.log_p) for one, other in zip(whole, each, strict=True))
     assert summary["evaluated"] == "test parts of 3 runs, pooled"
     assert entry_of(summary["rows"], subset="t1n+t1c+t2w+t2f", region="WT", metric="dice")["n"] == 3
 

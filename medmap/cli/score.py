@@ -10,7 +10,7 @@ import typer
 
 from medmap.cli import beforehand, console
 from medmap.cli.data import open_data
-from medmap.cli.options import Checkpoint, Device, Json, Labels, Ray, RunFolder, Which
+from medmap.cli.options import Checkpoint, Device, Json, Labels, Ray, RunOrMask, Which
 from medmap.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,6 +84,12 @@ def evaluate(
     console.answer(table_text(summary, metric))
     if place is not None:
         console.say(f"{place / 'subsets.csv'}: every case, subset, region and metric")
+    if run is not None and baseline is None:
+        console.say(f"{place / 'card.md'}: the robustness card, for whoever uses the model")
+        if (place / "confidence.json").is_file():
+            console.say(
+                f"{place / 'confidence.json'}: what `medmap predict` says of single masks, and how often it held"
+            )
 
 
 def compare(
@@ -110,20 +116,28 @@ def compare(
 
 
 def report(
-    run: RunFolder,
+    what: RunOrMask,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="FILE", help="The page; RUN/report.html where not given.")
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE", help="The page; RUN/report.html or MASK.html where not given."),
     ] = None,
+    anonymous: Annotated[
+        bool, typer.Option("--anonymous", help="Of a mask: no id and no file name on the page.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Make one HTML page of a run, with nothing outside it."""
-    console.MANNER.json = json
-    beforehand.existing(run, "a run that `medmap train` wrote")
-    beforehand.packages("report", "matplotlib", "jinja2")
-    beforehand.writable(run if out is None else out.parent, "the page")
-    from medmap.report import write_report
+    """Make one HTML page of a run, or of one patient's mask, with nothing outside it.
 
-    page = write_report(run, out)
+    medmap report seg.nii.gz
+
+    A mask's page has volumes, pictures, a viewer and what to expect. It shows the patient's images.
+    """
+    console.MANNER.json = json
+    beforehand.existing(what, "a run that `medmap train` wrote, or a mask that `medmap predict` wrote")
+    beforehand.packages("report", "matplotlib", "jinja2")
+    place = what if what.is_dir() else what.parent
+    beforehand.writable(place if out is None else out.parent, "the page")
+    page = _case_page(what, out, anonymous) if what.is_file() else _run_page(what, out, anonymous)
     if json:
         console.answer_json({"report": str(page)})
     else:
@@ -131,6 +145,20 @@ def report(
 
 
 # ---- parts -------------------------------------------------------------------------------------------------------
+
+
+def _run_page(run: Path, out: Path | None, anonymous: bool) -> Path:
+    if anonymous:
+        raise typer.BadParameter("is for the page of a mask; found a run", param_hint="--anonymous")
+    from medmap.report import write_report
+
+    return write_report(run, out)
+
+
+def _case_page(mask: Path, out: Path | None, anonymous: bool) -> Path:
+    from medmap.report.case import case_report
+
+    return case_report(mask, out, anonymous=anonymous)
 
 
 def _score_masks(
@@ -186,6 +214,17 @@ def _score_run(
             ray=ray,
             on_progress=lambda case, done, total: tell(done, total, case),
         )
+    from medmap.card import read_model
+    from medmap.confidence import LEAST_PATIENTS, write_confidence
+    from medmap.robustness import write_card
+
+    several = [read_model(run, model.which) for run in model.runs] if data is None and len(model.runs) > 1 else []
+    for about, where in [(model, place), *((one, one.path) for one in several)]:
+        write_card(about, where)
+        if write_confidence(about, where) is None and about is model:
+            console.say(
+                f"no confidence.json: nothing is claimed about single masks from fewer than {LEAST_PATIENTS} patients"
+            )
     if data is None:
         _exhibit(model, device)
     return place
