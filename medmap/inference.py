@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from functools import lru_cache, reduce
+from dataclasses import dataclass
+from functools import lru_cache, partial, reduce
 from itertools import accumulate, combinations, groupby, product
 from math import inf, prod
 from typing import Any, NamedTuple
@@ -37,6 +37,7 @@ from medmap.core.box import Box, Index3
 from medmap.core.case import Prepared
 from medmap.core.modality import ModalitySet
 from medmap.errors import InputError
+from medmap.latents import KeptLatents, SequenceLatents
 from medmap.models.backbone import Encoded, blank
 
 Flip = tuple[int, ...]
@@ -70,15 +71,6 @@ class SubsetAnswer(NamedTuple):
         cut = self.box.within(shape)
         full[(slice(None), *cut.slices)] = self.probabilities[(slice(None), *cut.relative_to(self.box.start).slices)]
         return full
-
-
-@dataclass(frozen=True)
-class SequenceLatents:
-    """One sequence, encoded on its own box: {level: [1 C x y z]}, {level: what the backbone made of that}."""
-
-    box: Box
-    levels: dict[str, Tensor]
-    digests: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,6 +112,7 @@ def answer_subsets(
     precision: str = "fp32",
     windows: Windows | None = None,
     compiled: Compiled | None = None,
+    kept: KeptLatents | None = None,
 ) -> Iterator[SubsetAnswer]:
     """Class probabilities of a patient for each subset of sequences, one after the other.
 
@@ -129,6 +122,7 @@ def answer_subsets(
     precision: fp32 | bf16 (autocast)
     windows:   for patients whom one pass would take too much memory for; None: one pass whatever it takes
     compiled:  the same network as a graph, for a single subset in one pass of sequences with one box; torch does others
+    kept:      latents of earlier calls with this network and precision, which one pass takes up and adds to
 
     Raises InputError for a subset with a sequence the patient does not have, or the network does not know.
     """
@@ -144,7 +138,7 @@ def answer_subsets(
             )
     flips = [f for size in range(len(mirror) + 1) for f in combinations(sorted(set(mirror)), size)]
     asked = [(subset, Box.union(_network_box(network, prepared, name) for name in subset)) for subset in subsets]
-    looked = _Looked(network, prepared, flips, precision, compiled)
+    looked = _Looked(network, prepared, flips, precision, compiled, kept)
     room = inf if windows is None else voxels_at_once(network, len(flips), precision, windows.memory_gb)
     for fits, some in groupby(asked, lambda one: prod(one[1].shape) <= room):
         if windows is None or fits:
@@ -176,6 +170,7 @@ class _Looked:
     flips: Sequence[Flip]
     precision: str
     compiled: Compiled | None = None
+    kept: KeptLatents | None = None
 
     def encode(self, asked: Sequence[Asked], window: Box | None = None) -> Latents:
         """Every sequence of the subsets that has brain in the window, mirrored in every way; nothing where the network
@@ -188,7 +183,13 @@ class _Looked:
         # Latents that are to be laid on a larger box are still needed as they are.
         alike = set(own) == needed and all(own[name] == box for subset, box in asked for name in subset)
         with torch.inference_mode(), autocast(network_device(network), self.precision):
+            if self.kept is not None and window is None:
+                return {f: {m: self._kept(self.kept, m, f, alike) for m in own} for f in self.flips}
             return {f: {m: encode_alone(network, prepared, m, f, window, alike) for m in own} for f in self.flips}
+
+    def _kept(self, kept: KeptLatents, name: str, flip: Flip, alike: bool) -> SequenceLatents:
+        encode = partial(encode_alone, self.network, self.prepared, name, flip, digested=alike)
+        return kept.get((name, flip, alike), self.prepared.images[name], encode)
 
     def answer(self, encoded: Latents, subset: ModalitySet, box: Box) -> Float[Tensor, "K X Y Z"]:
         """Class probabilities on a box, the mean over the flips."""

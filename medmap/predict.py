@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,9 +19,11 @@ from medmap.compiled import Compiled
 from medmap.core.case import Case, Grid, Prediction, Prepared
 from medmap.core.metrics import postprocess
 from medmap.core.modality import ModalitySet
+from medmap.core.temperature import tempered
 from medmap.data.preprocess import prepare_case, restore
 from medmap.errors import CheckpointError, InputError
 from medmap.inference import SubsetAnswer, Windows, answer_subsets, network_device
+from medmap.latents import KeptLatents
 from medmap.run import ModelCard, find_runs, read_run
 
 
@@ -109,6 +112,7 @@ class Predictor:
         self.windows = windows
         self._engine, graphs = engine, resolve_engine(engine, self.device) == "openvino"
         self._compiled = [Compiled(network, self.precision) if graphs else None for network in networks]
+        self._kept: list[KeptLatents] | None = None
 
     @classmethod
     def load(
@@ -147,6 +151,13 @@ class Predictor:
             engine=engine,
         )
 
+    def remembering(self) -> Predictor:
+        """The same predictor, which keeps the latents of the patient it was last asked about: to answer from another
+        subset of sequences it only decodes. The answers are the same. What windows compute is not kept."""
+        twin = copy(self)
+        twin._kept = [KeptLatents() for _ in self.networks]
+        return twin
+
     def answers(self, prepared: Prepared, subsets: Iterable[ModalitySet]) -> Iterator[SubsetAnswer]:
         """Class probabilities on the common grid, subset by subset: the mean over the networks."""
         yield from self._answers(prepared, list(subsets), [None] * len(self.networks))
@@ -155,9 +166,10 @@ class Predictor:
         self, prepared: Prepared, subsets: Sequence[ModalitySet], graphs: Sequence[Compiled | None]
     ) -> Iterator[SubsetAnswer]:
         how: dict[str, Any] = {"mirror": self.mirror, "precision": self.precision, "windows": self.windows}
+        kept = self._kept or [None] * len(self.networks)
         streams = [
-            answer_subsets(network, prepared, subsets, compiled=graph, **how)
-            for network, graph in zip(self.networks, graphs, strict=True)
+            answer_subsets(network, prepared, subsets, compiled=graph, kept=mine, **how)
+            for network, graph, mine in zip(self.networks, graphs, kept, strict=True)
         ]
         for several in zip(*streams, strict=True):
             mean = np.mean([answer.probabilities for answer in several], axis=0, dtype=np.float32)
@@ -179,6 +191,10 @@ class Predictor:
         `finish`, whose errors it raises."""
         begun = self.begin(case)
         return self.finish(begun, self.answer(begun), probabilities=probabilities, clean=clean)
+
+    def __call__(self, case: Case, *, probabilities: bool = False, clean: bool = True) -> Prediction:
+        """What `predict` says: a predictor is called as a network is."""
+        return self.predict(case, probabilities=probabilities, clean=clean)
 
     def begin(self, case: Case) -> Begun:
         """A patient on the common grid, with the largest subset of sequences from which the model has an answer.
@@ -211,11 +227,18 @@ class Predictor:
         return answer
 
     def finish(
-        self, begun: Begun, answer: SubsetAnswer, *, probabilities: bool = False, clean: bool = True
+        self,
+        begun: Begun,
+        answer: SubsetAnswer,
+        *,
+        probabilities: bool = False,
+        clean: bool = True,
+        temperature: float = 1.0,
     ) -> Prediction:
         """The mask on the patient's own grid.
 
-        clean: drop an enhancing tumour that is too small to be believed (``predict.et_min_ml``)
+        clean:       drop an enhancing tumour that is too small to be believed (``predict.et_min_ml``)
+        temperature: of the probabilities (`medmap.core.temperature`); the mask does not depend on it
         """
         native = restore(answer.on_grid(begun.prepared.grid.shape), begun.prepared)
         classes = native.argmax(axis=0).astype(np.uint8)
@@ -223,5 +246,6 @@ class Predictor:
             classes = postprocess(classes, self.card.scheme, begun.grid.spacing_mm, self.et_min_ml)
         regions = None
         if probabilities:
+            native = native if temperature == 1 else tempered(native, temperature)
             regions = {r: native[list(self.card.scheme.members(r))].sum(axis=0) for r in self.card.scheme.regions}
         return Prediction(begun.prepared.id, begun.grid, classes, begun.used.names, regions, begun.notes)

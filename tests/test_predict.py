@@ -439,6 +439,16 @@ def test_the_rule_counts_millilitres_on_the_patients_own_grid() -> None:
         assert np.array_equal(predictor.predict(case, clean=False).classes, at_4_mm)
 
 
+def test_a_predictor_is_called_as_a_network_is() -> None:
+    case, _ = bright_case(np.diag([-2.0, -2.0, 2.0, 1.0]))
+    predictor = Predictor([bright_voxels(label=3)], ModelCard(GLIOMA_MRI, GLIOMA, 4.0), precision="fp32", et_min_ml=1e6)
+    for how in ({}, {"clean": False, "probabilities": True}):
+        called, predicted = predictor(case, **how), predictor.predict(case, **how)
+        assert np.array_equal(called.classes, predicted.classes)
+        assert called.used == predicted.used
+        assert (called.probabilities is None) == (predicted.probabilities is None)
+
+
 # ---- machines ----------------------------------------------------------------------------------------------------
 
 

@@ -210,6 +210,18 @@ def test_masks_are_those_of_one_machine(
             assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes(), name
 
 
+def test_the_runs_of_a_study_are_those_of_one_machine(tmp_path: Path, cluster: Cluster) -> None:
+    words = ("study", "organ", "--quick", "--work", tmp_path / "work", "--jobs", 1, "--device", "cpu")
+    works(*words, "-o", tmp_path / "here")
+    done = call(*words, "-o", tmp_path / "there", "--ray", cluster.address)
+    assert done.exit_code == 0, done.output
+    here, there = (tmp_path / name / "quick" / "runs" for name in ("here", "there"))
+    tables = sorted(file.name for file in here.glob("*.csv"))
+    assert len(tables) == 2
+    for name in tables:
+        assert (there / name).read_bytes() == (here / name).read_bytes(), name
+
+
 def test_a_ray_of_our_own_leaves_nothing_behind(folds: Path, tiny_phantoms: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()

@@ -15,14 +15,15 @@ import yaml
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
-from medmap.card import choose_scheme, read_model
+from medmap.card import choose_scheme, expectation, read_model
 from medmap.core.case import Case, Prediction
 from medmap.core.labels import SCHEMES, LabelScheme
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.data.layouts import recognise
 from medmap.errors import CheckpointError, InputError
+from medmap.inputs import read_inputs
 from medmap.predict import Predictor
-from medmap.segment import read_inputs, record_path, segment_case
+from medmap.segment import record_path, segment_case
 
 PATIENT = "PHANTOM-00000-000"
 MASK = "seg.nii.gz"
@@ -56,7 +57,7 @@ class Mirror:
     def answer(self, case: Case) -> SimpleNamespace:
         return SimpleNamespace(agreement=None)
 
-    def finish(self, case: Case, answer: Any, *, probabilities: bool, clean: bool) -> Prediction:
+    def finish(self, case: Case, answer: Any, **how: Any) -> Prediction:
         return Prediction(case.id, case.grid, np.ones(case.grid.shape, np.uint8), tuple(case.images))
 
 
@@ -95,7 +96,8 @@ def test_a_mask_and_a_json_that_tells_where_it_came_from(
     }
     weights = tiny_run / "checkpoints" / "best" / "model.safetensors"
     assert record["model"]["weights_sha256"] == {".": hashlib.sha256(weights.read_bytes()).hexdigest()}
-    assert record["labels"] == {"scheme": "brats2023", "codes": {"ncr": 1, "ed": 2, "et": 3}}
+    assert record["labels"] == {"scheme": "brats2023", "codes": {"ncr": 1, "ed": 2, "et": 3}, "undivided": {}}
+    assert (record["abstain"], record["left_out"]) == (None, {})
     codes = voxels(out)
     members = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}
     assert record["volumes_ml"] == pytest.approx(
@@ -187,6 +189,8 @@ def test_what_to_expect_is_the_row_of_the_sequences_that_were_used(
             "mean": mean,
             "low": 0.1,
             "high": 0.9,
+            "p10": 0.2,
+            "p90": 0.85,
             "n": 7,
             "undefined": 0,
         }
@@ -204,7 +208,7 @@ def test_what_to_expect_is_the_row_of_the_sequences_that_were_used(
         out = segment_case(predictor, inputs, tmp_path / MASK, model=read_model(run), clean=clean)
         found[clean] = json.loads(record_path(out).read_text())["expected"]
     assert found[True]["measured_on"] == "held-out patients"
-    assert found[True]["dice"]["WT"] == {"mean": 0.8, "low": 0.1, "high": 0.9, "n": 7}
+    assert found[True]["dice"]["WT"] == {"mean": 0.8, "low": 0.1, "high": 0.9, "n": 7, "p10": 0.2, "p90": 0.85}
     assert [found[clean]["dice"]["ET"]["mean"] for clean in (True, False)] == [0.4, 0.3]
     assert read_model(run, "last").expected("t2w+t2f", True) is None
 
@@ -443,3 +447,90 @@ def test_a_real_raw_head(real_data: Path, tmp_path: Path) -> None:
     out = segment_case(Mirror(), read_inputs({"t2f": case.images["t2f"]}), tmp_path / MASK)  # type: ignore[arg-type]
     (warning,) = json.loads(record_path(out).read_text())["warnings"]
     assert re.search(r"not skull-stripped: t2f looks like a raw head; .*hd-bet.*mri_synthstrip", warning)
+
+
+# ---- what is left out --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured_run(tiny_run: Path, tmp_path: Path) -> Path:
+    """A run whose card says WT 0.8, TC 0.6, ET 0.3 (cleaned 0.4) from t2w and t2f, and nothing of other subsets."""
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    usual = {"subset": "t2w+t2f", "metric": "dice", "low": 0.1, "high": 0.9, "n": 7}
+    means = {"WT": 0.8, "TC": 0.6, "ET": 0.3, "ET-pp": 0.4}
+    rows = [{**usual, "region": region, "mean": mean} for region, mean in means.items()]
+    (run / "summary.json").write_text(json.dumps({"evaluated": "held-out patients", "rows": rows}))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("least", "left", "codes", "undivided"),
+    [
+        (0.2, set(), {0: 0, 1: 1, 2: 2, 3: 3}, {}),
+        (0.5, {"ET"}, {0: 0, 1: 1, 2: 2, 3: 1}, {"ncr": "TC"}),
+        (0.7, {"ET", "TC"}, {0: 0, 1: 2, 2: 2, 3: 2}, {"ed": "WT"}),
+    ],
+)
+def test_regions_that_are_expected_to_be_bad_are_not_told(
+    predictor: Predictor,
+    measured_run: Path,
+    images: dict[str, Path],
+    tmp_path: Path,
+    least: float,
+    left: set[str],
+    codes: dict[int, int],
+    undivided: dict[str, str],
+) -> None:
+    inputs, model = read_inputs({"t2f": images["t2f"], "t2w": images["t2w"]}), read_model(measured_run)
+    whole = segment_case(predictor, inputs, tmp_path / "whole.nii.gz", model=model)
+    told = segment_case(
+        predictor, inputs, tmp_path / MASK, model=model, abstain=least, regions=True, probabilities=True
+    )
+    record = json.loads(record_path(told).read_text())
+    assert record["abstain"] == least
+    assert set(record["left_out"]) == left
+    assert record["labels"]["undivided"] == undivided
+    np.testing.assert_array_equal(voxels(told), np.vectorize(codes.get)(voxels(whole)))
+    kept = {"WT", "TC", "ET"} - left
+    assert set(record["volumes_ml"]) == kept
+    assert record["volumes_ml"]["WT"] == json.loads(record_path(whole).read_text())["volumes_ml"]["WT"]
+    assert {path.name for path in tmp_path.glob("seg-*.nii.gz")} == {f"seg-{region}.nii.gz" for region in kept}
+    with np.load(tmp_path / "seg-probabilities.npz") as file:
+        assert set(file.files) == kept | {"affine"}
+
+
+@pytest.mark.parametrize(
+    ("names", "least", "message"),
+    [
+        (("t2f", "t2w"), 0.9, "a mean Dice of 80 % for WT .* 90 % was asked for; .*; give more sequences"),
+        (("t2f",), 0.5, "nobody has measured what to expect from t2f, so no region can be left out"),
+    ],
+)
+def test_nothing_is_written_where_no_region_is_left_or_nobody_knows(
+    predictor: Predictor,
+    measured_run: Path,
+    images: dict[str, Path],
+    tmp_path: Path,
+    names: tuple[str, ...],
+    least: float,
+    message: str,
+) -> None:
+    inputs, out = read_inputs({name: images[name] for name in names}), tmp_path / MASK
+    with pytest.raises(InputError, match=message):
+        segment_case(predictor, inputs, out, model=read_model(measured_run), abstain=least)
+    assert not out.exists()
+    with pytest.raises(InputError, match="name the model folder whose card"):
+        segment_case(predictor, inputs, out, abstain=least)
+
+
+def test_what_to_expect_in_words(measured_run: Path) -> None:
+    expected = read_model(measured_run).expected("t2w+t2f", True)
+    assert expected is not None
+    assert list(expectation(expected)) == [
+        "expect, from t2w+t2f, Dice in % as on 7 held-out cases (held-out patients):",
+        "  WT  80 [10, 90]",
+        "  TC  60 [10, 90]: do not use TC for volumetry",
+        "  ET  40 [10, 90]: do not use ET for volumetry",
+    ]
+    expected["dice"]["WT"] |= {"p10": 0.62, "p90": 0.91}
+    assert list(expectation(expected))[1] == "  WT  80 [10, 90], 8 of 10 cases between 62 and 91"

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from medmap.errors import InputError
+
 COMMON = (
     "Everywhere: -v more words, -q fewer, --debug shows tracebacks. "
     "Exit codes: 0 ok, 1 error, 2 usage, 3 some cases failed."
@@ -67,6 +69,66 @@ def _with_address(args: Sequence[str]) -> list[str]:
     ]
 
 
+_ORDER = "medmap.named"
+
+
+def _noted(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+    """Options arrive by name; the order in which they were typed says whose grid the result gets."""
+    if value:
+        ctx.meta.setdefault(_ORDER, []).append(param.name)
+    return value
+
+
+def _file(name: str, what: str) -> Any:
+    return typer.Option(f"--{name}", metavar="FILE", help=what, callback=_noted)
+
+
+def _alias(name: str) -> Any:
+    return typer.Option(f"--{name}", metavar="FILE", hidden=True, callback=_noted)
+
+
+def images_named(ctx: typer.Context) -> dict[str, Path]:
+    """{sequence as it was typed: file}, in the order of the command line."""
+    found: dict[str, Path] = {}
+    for option in ctx.meta.get(_ORDER, []):
+        if option != "image":
+            found[option] = ctx.params[option]
+            continue
+        for pair in ctx.params["image"]:
+            name, sign, file = pair.partition("=")
+            if not sign or not name.strip() or not file:
+                raise typer.BadParameter(f"found {pair!r}; expected NAME=FILE, as adc=a.nii.gz", param_hint="--image")
+            if name.strip() in found:
+                raise InputError(f"{name} is named twice: {found[name.strip()]} and {file}; name each sequence once")
+            found[name.strip()] = Path(file)
+    return found
+
+
+T1n = Annotated[Path | None, _file("t1n", "T1, native.")]
+T1c = Annotated[Path | None, _file("t1c", "T1 with contrast agent.")]
+T2w = Annotated[Path | None, _file("t2w", "T2.")]
+T2f = Annotated[Path | None, _file("t2f", "T2-FLAIR.")]
+T1 = Annotated[Path | None, _alias("t1")]
+T1ce = Annotated[Path | None, _alias("t1ce")]
+T2 = Annotated[Path | None, _alias("t2")]
+Flair = Annotated[Path | None, _alias("flair")]
+Image = Annotated[
+    list[str] | None, typer.Option("--image", metavar="NAME=FILE", help="Any other sequence.", callback=_noted)
+]
+Model = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        metavar="RUN",
+        help="Run, or folder of folds: these vote.",
+        show_default="what comes with medmap, trained on no patient",
+    ),
+]
+Raw = Annotated[bool, typer.Option("--raw", help="Keep enhancing tumour however small.")]
+Resample = Annotated[
+    bool, typer.Option("--resample", help="Bring registered images of other grids onto the first one named.")
+]
+Arithmetic = Annotated[Precision, typer.Option("--precision", help="Arithmetic.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 Modalities = Annotated[str, typer.Option("--modalities", metavar="LIST", help="Sequences, such as t1c+t2f.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done; write nothing.")]
@@ -90,4 +152,6 @@ Spacing = Annotated[
     typer.Option("--spacing", metavar="MM", help="Edge of the cubic voxels; each case's own where not given."),
 ]
 Deep = Annotated[bool, typer.Option("--deep", help="Read the voxels too, not only names and headers.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of its folds.")]
+RunOrMask = Annotated[
+    Path, typer.Argument(metavar="RUN|MASK", help="A run, or its folds; or a mask that `medmap predict` wrote.")
+]

@@ -14,58 +14,62 @@ from urllib.parse import quote
 import typer
 
 from medmap.cli import beforehand, console
-from medmap.cli.options import Checkpoint, Device, DryRun, Engine, Json, Kind, Precision, Ray, Which
+from medmap.cli.options import (
+    T1,
+    T2,
+    Arithmetic,
+    Checkpoint,
+    Device,
+    DryRun,
+    Engine,
+    Flair,
+    Image,
+    Json,
+    Kind,
+    Model,
+    Precision,
+    Raw,
+    Ray,
+    Resample,
+    T1c,
+    T1ce,
+    T1n,
+    T2f,
+    T2w,
+    Which,
+    images_named,
+)
 from medmap.errors import InputError, MedmapError
 
 if TYPE_CHECKING:
     from medmap.card import ModelFolder
     from medmap.core.labels import LabelScheme
-    from medmap.segment import Inputs, Segmenter, Task
-
-_ORDER = "medmap.named"
-
-
-def _noted(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
-    """Options arrive by name; the order in which they were typed says whose grid the mask gets."""
-    if value:
-        ctx.meta.setdefault(_ORDER, []).append(param.name)
-    return value
-
-
-def _file(name: str, what: str) -> Any:
-    return typer.Option(f"--{name}", metavar="FILE", help=what, callback=_noted)
-
-
-def _alias(name: str) -> Any:
-    return typer.Option(f"--{name}", metavar="FILE", hidden=True, callback=_noted)
+    from medmap.inputs import Inputs
+    from medmap.segment import Segmenter, Task
 
 
 def predict(
     ctx: typer.Context,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="MASK|FOLDER", help="The mask, or with -i a folder.")],
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            "--model",
-            metavar="RUN",
-            help="Run, or folder of folds: these vote.",
-            show_default="what comes with medmap, trained on no patient",
-        ),
-    ] = None,
-    t1n: Annotated[Path | None, _file("t1n", "T1, native.")] = None,
-    t1c: Annotated[Path | None, _file("t1c", "T1 with contrast agent.")] = None,
-    t2w: Annotated[Path | None, _file("t2w", "T2.")] = None,
-    t2f: Annotated[Path | None, _file("t2f", "T2-FLAIR.")] = None,
-    t1: Annotated[Path | None, _alias("t1")] = None,
-    t1ce: Annotated[Path | None, _alias("t1ce")] = None,
-    t2: Annotated[Path | None, _alias("t2")] = None,
-    flair: Annotated[Path | None, _alias("flair")] = None,
-    image: Annotated[
-        list[str] | None, typer.Option("--image", metavar="NAME=FILE", help="Any other sequence.", callback=_noted)
-    ] = None,
+    model: Model = None,
+    t1n: T1n = None,
+    t1c: T1c = None,
+    t2w: T2w = None,
+    t2f: T2f = None,
+    t1: T1 = None,
+    t1ce: T1ce = None,
+    t2: T2 = None,
+    flair: Flair = None,
+    image: Image = None,
     folder: Annotated[
         Path | None,
-        typer.Option("-i", "--input", metavar="FOLDER", help="Folder of cases in any known layout."),
+        typer.Option(
+            "-i",
+            "--input",
+            metavar="FOLDER|STUDY",
+            help="Folder of cases in any known layout; or one DICOM study, a folder or .zip: --t1c SERIES then names a "
+            "series by its number, where the guess is wrong.",
+        ),
     ] = None,
     labels: Annotated[
         str | None, typer.Option("--labels", metavar="NAME", help="Codes of the mask; brats2023 for glioma.")
@@ -74,14 +78,34 @@ def predict(
     probabilities: Annotated[
         Kind | None, typer.Option("--probabilities", help="Also each region's probability, as NAME-probabilities.npz.")
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Keep enhancing tumour however small.")] = False,
-    resample: Annotated[
-        bool, typer.Option("--resample", help="Bring registered images of other grids onto the first one named.")
+    dicom_seg: Annotated[
+        bool, typer.Option("--dicom-seg", help="From DICOM: also a DICOM SEG beside the mask, NAME.dcm.")
     ] = False,
+    bids: Annotated[
+        bool, typer.Option("--bids", help="With -i: name the masks as BIDS does, with sidecars and a table of labels.")
+    ] = False,
+    colours: Annotated[
+        Path | None,
+        typer.Option(
+            "--colours",
+            metavar="FOLDER",
+            help="Also colour tables of the mask's codes for ITK-SNAP, 3D Slicer, FSLeyes and FreeSurfer.",
+        ),
+    ] = None,
+    raw: Raw = False,
+    abstain: Annotated[
+        float | None,
+        typer.Option("--abstain", metavar="DICE", help="Leave out regions expected below this; the card says."),
+    ] = None,
+    qc: Annotated[
+        bool,
+        typer.Option("--qc/--no-qc", help="Say how far each mask can be trusted, where the model can; takes longer."),
+    ] = True,
+    resample: Resample = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="With -i: make masks again that are there.")] = False,
     checkpoint: Which = Checkpoint.best,
     device: Device = "auto",
-    precision: Annotated[Precision, typer.Option("--precision", help="Arithmetic.")] = Precision.auto,
+    precision: Arithmetic = Precision.auto,
     engine: Annotated[
         Engine, typer.Option("--engine", help="What computes: OpenVINO where it pays, or torch.")
     ] = Engine.auto,
@@ -96,51 +120,74 @@ def predict(
     The mask has the grid of the first image; a JSON beside it says what it was made from.
     """
     console.MANNER.json = json
-    named = _named(ctx.meta.get(_ORDER, []), ctx.params)
-    if bool(named) == (folder is not None):
-        raise typer.BadParameter(
-            "name the images (--t1n --t1c --t2w --t2f FILE, --image NAME=FILE) or one folder of cases (-i FOLDER)"
-            + (", not both" if named else "")
-        )
-    if ray is not None:
-        if folder is None:
-            raise typer.BadParameter(
-                "spreads the cases of a folder (-i FOLDER); one patient is one task", param_hint="--ray"
-            )
-        beforehand.packages("ray", "ray")
-    from medmap.card import SHIPPED, choose_scheme, read_model
-    from medmap.segment import Segmenter, Task, read_inputs
+    named = images_named(ctx)
+    from medmap.data.dicom import is_study
 
+    dicom = folder is not None and is_study(folder)
+    if bool(named) == (folder is not None) and not dicom:
+        raise typer.BadParameter(
+            "name the images (--t1n --t1c --t2w --t2f FILE, --image NAME=FILE), one folder of cases (-i FOLDER) or one "
+            "DICOM study (-i STUDY)" + (", not both" if named else "")
+        )
+    _refuse_options(folder is not None and not dicom, dicom, ray, bids, dicom_seg, regions or probabilities is not None)
+    from medmap.card import SHIPPED, choose_scheme, read_model
+    from medmap.data.bids import write_dataset
+    from medmap.data.colours import write_colours
+    from medmap.inputs import read_inputs
+    from medmap.segment import Segmenter, Task
+
+    if abstain is not None and not 0 < abstain <= 1:
+        raise typer.BadParameter(f"found {abstain:g}; expected a Dice between 0 and 1, as 0.7", param_hint="--abstain")
     known = read_model(model or SHIPPED, checkpoint.value)
     if known.about:
         console.say(f"model: {known.about}")
     scheme = choose_scheme(known.scheme, labels)
-    if folder is None:
+    alone = folder is None or dicom
+    skipped: list[str] = []
+    failed: dict[str, str] = {}
+    if dicom:
+        from medmap.cli import study
+
+        beforehand.mask_name(out)
+        found = ctx.with_resource(study.opened(folder))
+        study.refuse_overwriting(found, out)
+        chosen = study.chosen_series(found, named, known)
+        tasks = [study.task(found, chosen, out, known, resample)]
+    elif folder is None:
         for name, path in named.items():
             beforehand.existing(path, f"the image {name}")
         beforehand.mask_name(out)
         tasks = [Task(read_inputs(named, resample, known=known.modalities), out)]
         _refuse_overwriting_inputs(out, list(named.values()))
-        skipped: list[str] = []
-        failed: dict[str, str] = {}
     else:
-        tasks, skipped, failed = _tasks_of(folder, out, known, scheme, resample, overwrite)
+        tasks, skipped, failed = _tasks_of(folder, out, known, scheme, resample, overwrite, bids, abstain)
     beforehand.room(out, sum(_bytes(task, scheme, regions, probabilities) for task in tasks), "the output")
     if dry_run:
         _say_tasks(tasks, skipped, failed, known)
         raise typer.Exit(_code(len(tasks), failed))
+    if bids:
+        write_dataset(out, folder, scheme)
+    if colours is not None:
+        console.say("colours: " + ", ".join(map(str, write_colours(colours, scheme))))
     records: dict[str, dict[str, Any]] = {}
     if tasks:
         options = {"scheme": scheme, "regions": regions, "probabilities": probabilities or False, "clean": not raw}
+        options |= {"abstain": abstain, "qc": qc}
         # A graph is made in seconds, which one patient does not earn back.
-        chosen = "torch" if folder is None and engine is Engine.auto else engine.value
-        make = partial(Segmenter.load, known, device, precision.value, chosen, options)
-        records = _segment(tasks, make, known, device, failed, ray, alone=folder is None)
+        computes = "torch" if alone and engine is Engine.auto else engine.value
+        make = partial(Segmenter.load, known, device, precision.value, computes, options)
+        records = _segment(tasks, make, known, device, failed, ray, alone)
+    if dicom:
+        study.say_how(records[tasks[0].inputs.id])
+    if dicom_seg:
+        study.write_seg(found, tasks[0], chosen, scheme, records[tasks[0].inputs.id])
+    if not (alone or bids) and qc:
+        _write_table(out, list(records.values()), skipped)
     if json:
         one = next(iter(records.values()), None)
         whole = {"done": records, "skipped": skipped, "failed": failed}
-        console.answer_json(one if folder is None else whole)
-    elif folder is not None:
+        console.answer_json(one if alone else whole)
+    elif not alone:
         kept = f", {len(skipped)} were there already" if skipped else ""
         lost = f"; {console.count(len(failed), 'case')} failed" if failed else ""
         console.answer(f"{out}: {console.count(len(records), 'mask')}{kept}{lost}")
@@ -150,21 +197,25 @@ def predict(
 # ---- what is to be done ------------------------------------------------------------------------------------------
 
 
-def _named(order: list[str], values: dict[str, Any]) -> dict[str, Path]:
-    """{sequence as it was typed: file}, in the order of the command line."""
-    found: dict[str, Path] = {}
-    for option in order:
-        if option != "image":
-            found[option] = values[option]
-            continue
-        for pair in values["image"]:
-            name, sign, file = pair.partition("=")
-            if not sign or not name.strip() or not file:
-                raise typer.BadParameter(f"found {pair!r}; expected NAME=FILE, as adc=a.nii.gz", param_hint="--image")
-            if name.strip() in found:
-                raise InputError(f"{name} is named twice: {found[name.strip()]} and {file}; name each sequence once")
-            found[name.strip()] = Path(file)
-    return found
+def _refuse_options(cases: bool, dicom: bool, ray: str | None, bids: bool, dicom_seg: bool, more_files: bool) -> None:
+    """Raises for options that the input does not allow, and for packages that are not there."""
+    if ray is not None:
+        if not cases:
+            raise typer.BadParameter(
+                "spreads the cases of a folder (-i FOLDER); one patient is one task", param_hint="--ray"
+            )
+        beforehand.packages("ray", "ray")
+    if bids and not cases:
+        raise typer.BadParameter("names the masks of a folder of cases (-i FOLDER)", param_hint="--bids")
+    if bids and more_files:
+        raise typer.BadParameter("has masks only, neither --regions nor --probabilities", param_hint="--bids")
+    if dicom_seg and not dicom:
+        raise typer.BadParameter(
+            "needs the DICOM that the images come from: -i STUDY, a folder or .zip of DICOM files",
+            param_hint="--dicom-seg",
+        )
+    if dicom:
+        beforehand.packages("dicom", "pydicom", "dcm2niix", *(["highdicom"] if dicom_seg else []))
 
 
 def _refuse_overwriting_inputs(mask: Path, images: list[Path]) -> None:
@@ -174,11 +225,20 @@ def _refuse_overwriting_inputs(mask: Path, images: list[Path]) -> None:
 
 
 def _tasks_of(
-    folder: Path, out: Path, model: ModelFolder, scheme: LabelScheme, resample: bool, overwrite: bool
+    folder: Path,
+    out: Path,
+    model: ModelFolder,
+    scheme: LabelScheme,
+    resample: bool,
+    overwrite: bool,
+    bids: bool,
+    abstain: float | None,
 ) -> tuple[list[Task], list[str], dict[str, str]]:
     """Masks to be made, ids of those that are there, and {id: why} of cases that cannot be done."""
+    from medmap.data.bids import mask_path, refuse_twins, sidecar
     from medmap.data.layouts import recognise
-    from medmap.segment import Task, read_inputs
+    from medmap.inputs import read_inputs
+    from medmap.segment import Task
 
     beforehand.existing(folder, "a folder of cases, or a CSV table")
     if out.is_file() or out.name.lower().endswith((".nii", ".nii.gz")):
@@ -188,8 +248,11 @@ def _tasks_of(
         raise InputError(f"{out}: is the folder of the images; give the masks a folder of their own with -o")
     tasks, skipped = [], []
     failed: dict[str, str] = {}
-    for case in recognise(folder).cases:
-        mask = out / f"{quote(case.id, safe=' ')}.nii.gz"
+    cases = recognise(folder).cases
+    if bids:
+        refuse_twins(case.id for case in cases)
+    for case in cases:
+        mask = out / (mask_path(case.id) if bids else f"{quote(case.id, safe=' ')}.nii.gz")
         try:
             inputs = read_inputs(case.images, resample, known=model.modalities, id=case.id)
         except MedmapError as error:
@@ -197,25 +260,28 @@ def _tasks_of(
             console.warn(f"left out {case.id}: {failed[case.id]}")
             continue
         if mask.exists() and not overwrite:
-            _refuse_other_mask(mask, inputs, model, scheme)
+            _refuse_other_mask(mask, inputs, model, scheme, abstain)
             skipped.append(case.id)
         else:
-            tasks.append(Task(inputs, mask))
+            tasks.append(Task(inputs, mask, sidecar(inputs.files.images.values(), folder) if bids else {}))
     return tasks, skipped, failed
 
 
-def _refuse_other_mask(mask: Path, inputs: Inputs, model: ModelFolder, scheme: LabelScheme) -> None:
+def _refuse_other_mask(
+    mask: Path, inputs: Inputs, model: ModelFolder, scheme: LabelScheme, abstain: float | None
+) -> None:
     """Raises where a mask is there that this call would not have made."""
     from medmap.segment import record_path
 
     try:
         record = json_format.loads(record_path(mask).read_text(encoding="utf-8"))
-        made = record["model"]["weights_sha256"], record["labels"]["scheme"], set(record["sequences"]["used"])
+        by, labels, used = record["model"]["weights_sha256"], record["labels"]["scheme"], record["sequences"]["used"]
+        made = by, labels, set(used), record["abstain"]
     except (OSError, ValueError, KeyError, TypeError):
         made = None
-    if made != (model.weights_sha256, scheme.name, set(inputs.files.images)):
+    if made != (model.weights_sha256, scheme.name, set(inputs.files.images), abstain):
         raise InputError(
-            f"{mask}: is there, but was not made by this model from these sequences with these labels; make it again "
+            f"{mask}: is there, but was not made by this model from these sequences with these options; make it again "
             "with --overwrite, or name another folder with -o"
         )
 
@@ -262,6 +328,18 @@ def _segment(
     return {tasks[index].inputs.id: found[index] for index in sorted(found)}
 
 
+def _write_table(out: Path, made: list[dict[str, Any]], skipped: list[str]) -> None:
+    """qc.csv, of the masks made and of those that were there."""
+    from medmap.confidence import QC_TABLE, write_table
+    from medmap.segment import record_path
+
+    there = [record_path(out / f"{quote(id, safe=' ')}.nii.gz") for id in skipped]
+    records = [*made, *(json_format.loads(file.read_text(encoding="utf-8")) for file in there)]
+    counts = write_table(out / QC_TABLE, records)
+    if counts:
+        console.say(f"{out / QC_TABLE}: " + ", ".join(f"{number} {light}" for light, number in counts.items()))
+
+
 def _called(task: Task) -> str:
     return f"case {task.inputs.id}"
 
@@ -271,6 +349,9 @@ def _code(done: int, failed: dict[str, str]) -> int:
 
 
 def _say_mask(mask: Path, record: dict[str, Any], alone: bool) -> None:
+    from medmap.card import expectation
+    from medmap.confidence import confidence_text
+
     for warning in record["warnings"]:
         console.warn(f"{record['case']}: {warning}")
     by = record["model"]
@@ -283,26 +364,28 @@ def _say_mask(mask: Path, record: dict[str, Any], alone: bool) -> None:
     ignored = f", {', '.join(sequences['ignored'])} ignored: unknown to the model" if sequences["ignored"] else ""
     volumes = ", ".join(f"{region} {ml:.1f} ml" for region, ml in record["volumes_ml"].items())
     console.answer(f"{mask}: {volumes}, from {source}{missing}{ignored}, {record['seconds']:.1f} s")
-    expected = record["expected"]
-    if alone and expected:
-        dice = ", ".join(f"{region} {_interval(row)}" for region, row in expected["dice"].items())
-        cases = console.count(max(row["n"] for row in expected["dice"].values()), "held-out case")
-        console.say(f"expect, from {source}: Dice {dice} on {cases} ({expected['measured_on']})")
+    for region, why in record["left_out"].items():
+        console.say(f"{region} left out: {why}")
+    if alone and record["probabilities"]:
+        temperature = record["probabilities"]["temperature"]
+        nobody = "as the network gives them; nobody has measured from these sequences how right they are"
+        console.say(f"probabilities: {nobody if temperature is None else f'calibrated, temperature {temperature:.2f}'}")
+    if alone and record["expected"]:
+        for line in expectation(record["expected"]):
+            console.say(line)
     elif alone:
         console.say("expect: unknown, nobody has evaluated this model on held-out cases (medmap evaluate)")
-
-
-def _interval(row: dict[str, Any]) -> str:
-    """A mean with its interval in percent; a dash for what nobody knows."""
-    mean, low, high = ("–" if row[key] is None else f"{100 * row[key]:.0f}" for key in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    if alone and record["confidence"]:
+        for line in confidence_text(record["confidence"]):
+            console.say(line)
 
 
 def _say_tasks(tasks: list[Task], skipped: list[str], failed: dict[str, str], model: ModelFolder) -> None:
     plan = {
         "model": str(model.path),
         "would_make": {
-            str(task.mask): {name: str(ref.path) for name, ref in task.inputs.files.images.items()} for task in tasks
+            str(task.mask): {n: task.inputs.worded(str(ref.path)) for n, ref in task.inputs.files.images.items()}
+            for task in tasks
         },
         "skipped": skipped,
         "failed": failed,
