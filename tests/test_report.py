@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from made_up_run import GLIOMA, build_folds, build_run, environment, write_evaluation, write_json
+from made_up_run import GLIOMA, build_folds, build_run, environment, write_evaluation, write_json, write_log
 
 from medmap import report
 from medmap.errors import CheckpointError, InputError
+from medmap.report import html as report_html
 from medmap.report import pictures, write_report
 
 BASE64 = re.compile(r"data:image/[a-z+]+;base64,[A-Za-z0-9+/=]+")
@@ -68,7 +69,7 @@ def test_page_loads_nothing(page: str) -> None:
 
 def test_pictures_load_nothing_either(page: str) -> None:
     drawn = [base64.b64decode(code).decode() for code in re.findall(r"data:image/svg\+xml;base64,([\w+/=]+)", page)]
-    assert len(drawn) == 6
+    assert len(drawn) == 7
     assert "http:" not in drawn[0].replace('"http://www.w3.org/', "")  # names of namespaces only
     for svg in drawn:
         targets = re.findall(r'href="([^"]*)"', svg)
@@ -148,6 +149,36 @@ def test_captions_say_what_is_seen(page: str) -> None:
     assert "WT depends most on FLAIR" in page
     assert "ET depends most on T1c" in page
     assert "no weight is further than" in page
+    assert "is what missing sequences cost (at the end 10.0 points)" in page
+    assert "Nothing was aligned" not in page
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_what_alignment_did_is_told_of_runs_without_it_too(run: Path) -> None:
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for record in records:
+        record.pop("cost", None)
+        record.get("terms", {}).pop("align/x5", None)
+    write_log(run / "log.jsonl", records)
+    assert "Nothing was aligned in this run: its deepest latents" in html.unescape(text_of(run))
+    assert "is what missing sequences cost;" in text_of(run)
+    write_log(run / "log.jsonl", [{k: v for k, v in record.items() if k != "latents"} for record in records])
+    assert "No validation of this run measured latents." in text_of(run)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_warnings_of_training_stand_at_the_top_with_their_fold(run: Path, tmp_path: Path) -> None:
+    assert "Warned while training" not in text_of(run)
+    warning = json.dumps({"kind": "warning", "step": 500, "sign": "fall", "level": "x5", "text": "try α < 1"}) + "\n"
+    with (run / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(warning)
+    assert "<strong>Warned while training.</strong><br>step 500: try α &lt; 1.</p>" in text_of(run)
+    folds = build_folds(tmp_path / "folds", folds=2)
+    with (folds / "fold1" / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(warning)
+    shown = text_of(folds)
+    assert shown.count("Warned while training") == 1
+    assert "</strong><br>fold1, step 500: try" in shown
 
 
 def test_worst_scan_stands_first(made: Path) -> None:
@@ -180,7 +211,7 @@ def test_any_sequences_work(tmp_path: Path, modalities: tuple[str, ...]) -> None
     assert ("What is lost with each sequence" in shown) == (len(modalities) > 1)
 
 
-@pytest.mark.parametrize("module", [report, pictures])
+@pytest.mark.parametrize("module", [report_html, pictures])
 def test_examples_in_docstrings_run(module: object) -> None:
     result = doctest.testmod(module)  # type: ignore[arg-type]
     assert result.attempted > 0
@@ -195,7 +226,7 @@ def test_bare_run_says_what_is_missing_and_how_to_make_it(run: Path) -> None:
     keep_only(run, "config.yaml")
     shown = text_of(run)
     assert "<img" not in shown
-    assert shown.count('class="missing"') == 7
+    assert shown.count('class="missing"') == 8
     for cure in ("medmap evaluate RUN", "medmap train -c CONFIG -o RUN", "align.anchor=pstar"):
         assert cure in shown
 
@@ -270,3 +301,19 @@ def test_report_that_cannot_be_written_leaves_nothing_behind(made: Path, tmp_pat
         ):
             write_report(made, out)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+# ---------------------------------------------------------------------------------------------- probabilities
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_how_right_probabilities_are_is_shown_where_it_was_measured(run: Path) -> None:
+    assert "how right the network's probabilities are" in html.unescape(text_of(run))
+    row = {"error_where_doubtful": [0.1, 0.02], "bins": [[[100.0] * 10, [50.0] * 10, [40.0] * 10]] * 2}
+    of = {"t1c": 1.25, "t2f": 1.75}
+    told = {"patients": 11, "common": 1.5, "of": of, "left_out": {"regions": {"WT": row}}}
+    write_json(run / "confidence.json", {"temperature": told})
+    page = text_of(run)
+    assert "What the probabilities mean" in page
+    assert "11 patients, each with the temperatures of the others" in page
+    assert "(1.25 to 1.75)" in page

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from importlib import resources
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
-from medmap import __version__
-from medmap.errors import InputError
-from medmap.figures.style import METRIC_NAMES, REGION_NAMES, label, number
+from medmap.figures.style import METRIC_NAMES, REGION_NAMES, label
 from medmap.figures.subsets import cells, columns, order_subsets
+from medmap.report.html import part, render, unplaced, write_page
 from medmap.report.pictures import convention, evaluated_on, pictures_of
 from medmap.report.run import Run, read_run
 
@@ -31,27 +25,14 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     Raises InputError when the folder does not exist or ``out`` cannot be written, CheckpointError when the folder is
     not a run or a file in it is damaged. The file appears whole or not at all.
     """
-    out = run / "report.html" if out is None else out
-    page = _page(read_run(run))
-    part = out.with_name(f".{out.name}.part")
-    try:
-        part.write_text(page, encoding="utf-8")
-        os.replace(part, out)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise InputError(
-            f"{out}: the report cannot be written ({error.strerror}); name a file in a folder you may write to: -o FILE"
-        ) from error
-    return out
+    return write_page(_page(read_run(run)), run / "report.html" if out is None else out)
 
 
 def _page(run: Run) -> str:
-    template = resources.files("medmap.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"label": label, "number": number}
     summary = run.summary
-    return environment.from_string(template).render(
+    return render(
+        "page.html.j2",
+        style=part("page.css"),
         run=run,
         recipe=_recipe(run),
         evaluated=evaluated_on(summary) if summary else "",
@@ -60,12 +41,12 @@ def _page(run: Run) -> str:
         headline=_headline(summary) if summary else [],
         regions=columns(summary) if summary else [],
         pictures=list(pictures_of(run)),
+        warnings=_warnings(run),
         table=_table(summary) if summary else [],
         metrics=_metrics(summary) if summary else {},
-        config=yaml.safe_dump(_unplaced(run.config), sort_keys=False, allow_unicode=True),
+        config=yaml.safe_dump(unplaced(run.config), sort_keys=False, allow_unicode=True),
         facts=_facts(run),
         splits=[_split(name, split) for name, split in run.splits.items()],
-        version=__version__,
     )
 
 
@@ -81,6 +62,11 @@ def _recipe(run: Run) -> str:
         "pk": f"aligned to {label(str(fixed))} (P^k)",
         "pn": "aligned to the standard normal (P^N)",
         "uniform": "aligned to the plain mean",
+        "precision": "aligned to the precision-weighted mean",
+        "moments": "channel moments aligned",
+        "ema": "aligned to remembered channel moments",
+        "gated": "aligned to a mixture by the case",
+        "lckd": "taught by the sequence that is best on validation (LCKD)",
     }
     anchor = anchors.get(str(align.get("anchor")), f"anchor {align.get('anchor')}")
     if align.get("anchor") != "none":
@@ -90,6 +76,16 @@ def _recipe(run: Run) -> str:
         f"{model.get('name')} ({model.get('size')}), {anchor}; {train.get('steps')} steps of "
         f"{train.get('batch_size')} crops of {patch} voxels; seed {run.config.get('seed')}"
     )
+
+
+def _warnings(run: Run) -> list[str]:
+    """What training warned of, and when."""
+    return [
+        f"{f'{name}, ' if len(run.folds) > 1 else ''}step {record['step']}: {record['text']}"
+        for name, log in run.logs.items()
+        for record in log
+        if record["kind"] == "warning"
+    ]
 
 
 def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -145,7 +141,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     facts = dict(run.env)
     if run.summary:
         facts |= {f"data: {key}": value for key, value in (run.summary.get("store") or {}).items()}
-    return [(key, _brief(_unplaced(value))) for key, value in facts.items()]
+    return [(key, _brief(unplaced(value))) for key, value in facts.items()]
 
 
 def _brief(value: Any, longest: int = 160) -> str:
@@ -156,21 +152,3 @@ def _brief(value: Any, longest: int = 160) -> str:
 def _split(fold: str, split: Mapping[str, Any]) -> dict[str, Any]:
     parts = {part: split.get(part) or [] for part in ("train", "val", "test")}
     return {"fold": fold, "name": split.get("name"), "sha256": split.get("sha256"), "parts": parts}
-
-
-_PLACE = re.compile(r"""(?<![^\s='"(\[,;])(?:~|\.{1,2}|[A-Za-z]:)?[/\\][^\s'",;)\]]+""")
-
-
-def _unplaced(value: Any) -> Any:
-    """The value with every path cut down to its last name: a report is passed on, a user's folders are not.
-
-    >>> _unplaced({"store": "/home/ann/stores/glioma", "run": "medmap train -o ../x/y", "ratio": "n/a"})
-    {'store': 'glioma', 'run': 'medmap train -o y', 'ratio': 'n/a'}
-    """
-    if isinstance(value, Mapping):
-        return {key: _unplaced(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_unplaced(item) for item in value]
-    if isinstance(value, str):
-        return _PLACE.sub(lambda found: re.split(r"[/\\]", found.group().rstrip("/\\"))[-1], value)
-    return value

@@ -14,10 +14,14 @@ from matplotlib.figure import Figure
 from medmap import figures
 from medmap.core.labels import SCHEMES
 from medmap.core.metrics import CONVENTIONS
+from medmap.core.spread import modality_gap
 from medmap.figures.style import label, number
 from medmap.report.run import Run
 
 Summary = Mapping[str, Any]
+
+
+EFFECT = "What alignment did"
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,11 @@ def pictures_of(run: Run) -> Iterator[Picture]:
         yield from _evaluated(run.summary)
     else:
         yield Picture("Every subset of sequences", missing="Not evaluated yet.", command="medmap evaluate RUN")
+    if run.summary:
+        yield _reliability(run)
     yield _examples(run)
     yield _curves(run)
+    yield _effect(run)
     yield _weights(run)
     yield _latents(run)
     for name, summary in run.elsewhere.items():
@@ -104,6 +111,22 @@ def _cost(summary: Summary) -> Picture:
     return Picture("What is lost with each sequence", caption, _svg(figures.cost_of_losing(summary)))
 
 
+def _reliability(run: Run) -> Picture:
+    title = "What the probabilities mean"
+    told = (run.confidence or {}).get("temperature")
+    if not told:
+        why = "Too few held-out patients were scored to say how right the network's probabilities are."
+        return Picture(title, missing=why, command="medmap evaluate RUN --data PATIENTS")
+    coolest, warmest = min(told["of"].values()), max(told["of"].values())
+    caption = (
+        "Of all voxels with a probability of 0.7 seven in ten should be the region: on the dotted line they are. "
+        f"{told['patients']} patients, each with the temperatures of the others, one for each combination of sequences "
+        f"({coolest:.2f} to {warmest:.2f}). Voxels to which the network gives less than 1 % are left out. ECE: mean "
+        "distance from the line. Below: how many voxels there are. A temperature never changes a mask."
+    )
+    return Picture(title, caption, _svg(figures.reliability_diagram(told)))
+
+
 def _examples(run: Run) -> Picture:
     title = "Examples"
     if run.examples is None:
@@ -138,6 +161,27 @@ def _curves(run: Run) -> Picture:
     return Picture(title, caption, _svg(figures.learning_curves(run.logs)))
 
 
+def _effect(run: Run) -> Picture:
+    title = EFFECT
+    drawn = figures.alignment_effect(run.logs) if run.logs else None
+    if drawn is None:
+        return Picture(title, missing="No validation of this run measured latents.", command="medmap train")
+    last = [rows[-1] for log in run.logs.values() if (rows := [r for r in log if r["kind"] == "val" and "cost" in r])]
+    cost = f" (at the end {100 * sum(r['cost'] for r in last) / len(last):.1f} points)" if last else ""
+    aligned = any(name.startswith("align/") for log in run.logs.values() for r in log for name in r.get("terms", {}))
+    caption = (
+        ("" if aligned else "Nothing was aligned in this run: its deepest latents, to compare with runs that align. ")
+        + "All on the validation patients. Gap: share of the latents' variance that lies between sequences; alignment "
+        "is there to lower it, and dots are what is left if sequences do not differ. Spread: how much one sequence's "
+        "latents vary between voxels and patients, mean over channels and the least (faint: on crops, in training); "
+        "below half of its start the latents shrink, which lowers the loss and aligns nothing. Directions in use: "
+        "falls in sound training as well, but not to 1 or 2. Dice, over patients who have every sequence: the distance "
+        f"between the lines is what missing sequences cost{cost}; a solid line that falls while the dashed one holds "
+        "is over-alignment."
+    )
+    return Picture(title, caption, _svg(drawn))
+
+
 def _weights(run: Run) -> Picture:
     title = "Weights of the anchor"
     drawn = figures.anchor_weights(run.logs) if run.logs else None
@@ -157,7 +201,7 @@ def _latents(run: Run) -> Picture:
     title = "Latents before and after training"
     if run.latents is None:
         return Picture(title, missing="No latents were kept.", command="medmap evaluate RUN")
-    before, after = (figures.modality_gap(run.latents[when], run.latents["modality"]) for when in ("before", "after"))
+    before, after = (modality_gap(run.latents[when], run.latents["modality"]) for when in ("before", "after"))
     caption = (
         f"Share of the latents' variance that lies between sequences: {number(before)} untrained, {number(after)} "
         "trained (0: one patient's sequences are alike; 1: the sequence is all there is; chance: what labels without "

@@ -25,7 +25,8 @@ class Run:
     """What a run folder holds. ``folds`` is {name: folder}: one entry for a single run.
 
     config, env: of the first fold; splits, logs: {fold: content}; summary: None where not evaluated;
-    elsewhere: {name of other data: summary}; latents, examples: arrays by name, None where absent
+    elsewhere: {name of other data: summary}; confidence: confidence.json; latents, examples: arrays by name; None where
+    absent
     """
 
     name: str
@@ -37,6 +38,7 @@ class Run:
     summary: Mapping[str, Any] | None = None
     patients: Sequence[Mapping[str, Any]] = ()
     elsewhere: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    confidence: Mapping[str, Any] | None = None
     latents: Mapping[str, Any] | None = None
     examples: Mapping[str, Any] | None = None
     hashes: Mapping[str, str] = field(default_factory=dict)
@@ -76,6 +78,7 @@ def read_run(run: Path) -> Run:
             for at in sorted(run.glob("on-*/summary.json"))
             if (found := _summary(at))
         },
+        confidence=_json(run / "confidence.json"),
         latents=_first_arrays([run, *folds.values()], "latents.npz"),
         examples=_first_arrays([run, *folds.values()], "examples.npz"),
         hashes={name: hashlib.sha256(path.read_bytes()).hexdigest() for path, name in hashed if path.is_file()},
