@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import os
-import platform
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, requires, version
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-import medmap
 from medmap.cli import beforehand, console
 from medmap.cli.options import Json, Modalities
 from medmap.errors import ConfigError, InputError
@@ -48,17 +42,6 @@ def demo(
                 tell(row["step"], row["steps"], f"loss {row['loss']:.3f}")
 
         whole.run(out, **({} if cases is None else {"patients": cases}), on_line=console.say, on_row=on_row)
-
-
-def doctor(json: Json = False) -> None:
-    """Say what this machine and this installation can do."""
-    console.MANNER.json = json
-    found = _examination()
-    if json:
-        console.answer_json(found)
-    else:
-        console.answer(_prescription(found))
-    raise typer.Exit(0 if found["ok"] else 1)
 
 
 def check_backbone(
@@ -120,6 +103,7 @@ CURES = {
     "saving": "keep what the answer depends on in parameters and registered buffers",
     "strides": "in strides, declare the voxels per element of what encode returns; encode_rows puts the zeros",
     "separable": "write separable = False, or let a sequence's latents depend on that sequence alone",
+    "digests": "in decode, ask encoded.digest(self, level, name) for what digest makes, and read no latent beside it",
 }
 """What to do about a broken law of `medmap.models.check.LAWS`."""
 
@@ -214,125 +198,3 @@ def _accepted(kind: Callable[..., Any], given: tuple[Any, ...]) -> tuple[Any, ..
     if all(p.default is not p.empty for p in positional):
         return ()
     return given if any(p.kind is p.VAR_POSITIONAL for p in parameters) else given[: len(positional)]
-
-
-# ---- doctor ------------------------------------------------------------------------------------------------------
-
-
-def _examination() -> dict[str, Any]:
-    needs = {part: {name: _version(name) for name in names} for part, names in _requirements().items()}
-    data = os.environ.get("MEDMAP_DATA")
-    disk = shutil.disk_usage(".")
-    return {
-        "medmap": medmap.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gb": _memory_gb(),
-        "disk_free_gb": round(disk.free / 1e9, 1),
-        "gpu": _gpu(),
-        "torch_built_for": _torch_built_for(),
-        "packages": needs.pop("", {}),
-        "extras": needs,
-        "medmap_data": None if data is None else {"path": data, "exists": Path(data).is_dir()},
-        "ok": all(_version(name) for name in _requirements().get("", ())),
-    }
-
-
-def _requirements() -> dict[str, list[str]]:
-    """{extra: packages}; the packages that are always needed under the empty name."""
-    found: dict[str, list[str]] = {}
-    try:
-        lines = requires("medmap") or []
-    except PackageNotFoundError:
-        return found
-    for line in lines:
-        name = re.match(r"[A-Za-z0-9_.-]+", line)
-        extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", line)
-        if name and name[0] != "medmap":
-            found.setdefault(extra[1] if extra else "", []).append(name[0])
-    return found
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _torch_built_for() -> str | None:
-    """CPU or CUDA, from the text of torch/version.py: importing torch takes seconds."""
-    spec = find_spec("torch")
-    if spec is None or spec.origin is None:
-        return None
-    try:
-        text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    cuda = re.search(r"^cuda\b[^=]*=\s*['\"]([\d.]+)", text, re.MULTILINE)
-    return f"CUDA {cuda[1]}" if cuda else "CPU"
-
-
-def _memory_gb() -> dict[str, float] | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    kb = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith("kB")}
-    return {
-        "total": round(kb.get("MemTotal", 0) / 1e6, 1),
-        "available": round(kb.get("MemAvailable", 0) / 1e6, 1),
-    }
-
-
-def _gpu() -> list[str]:
-    if shutil.which("nvidia-smi") is None:
-        return []
-    try:
-        asked = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [line.strip() for line in asked.stdout.splitlines() if line.strip()] if asked.returncode == 0 else []
-
-
-def _prescription(found: dict[str, Any]) -> str:
-    memory = found["memory_gb"]
-    rows = [
-        ("medmap", f"{found['medmap']}, Python {found['python']}, {found['platform']}"),
-        (
-            "machine",
-            f"{found['cores']} cores"
-            + (f", {memory['available']:g} of {memory['total']:g} GB memory free" if memory else "")
-            + f", {found['disk_free_gb']:g} GB free on this disk",
-        ),
-        ("GPU", "; ".join(found["gpu"]) or "none found (nvidia-smi); medmap runs on the CPU"),
-    ]
-    packages = [f"{name} {number or 'MISSING'}" for name, number in sorted(found["packages"].items())]
-    rows.append(("packages", ", ".join(packages) or "unknown: medmap is not installed, pip install -e ."))
-    for extra, parts in sorted(found["extras"].items()):
-        lacking = [name for name, number in parts.items() if number is None]
-        state = f"{', '.join(lacking)} missing: pip install 'medmap[{extra}]'" if lacking else "complete"
-        rows.append((f"[{extra}]", f"{state} ({', '.join(sorted(parts))})"))
-    data = found["medmap_data"]
-    where = "not set (only medmap's own tests look at it)"
-    if data:
-        where = data["path"] + ("" if data["exists"] else ": no such folder")
-    rows.append(("MEDMAP_DATA", where))
-    built = found["torch_built_for"]
-    lines = [f"  {name:<12} {text}" for name, text in rows]
-    if built is None:
-        lines.append("Not ready: torch is missing; pip install torch")
-    elif found["gpu"] and built == "CPU":
-        lines.append("There is a GPU, but this torch is built for the CPU: install one for CUDA to use it.")
-    elif found["ok"]:
-        lines.append(f"Ready (torch for {built}).")
-    else:
-        lines.append("Not ready: packages are missing; pip install medmap")
-    return "\n".join(lines)
