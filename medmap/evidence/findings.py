@@ -1,0 +1,247 @@
+"""From results to sentences: paired differences with intervals, a verdict computed from them, tables.
+
+Every number is in points of Dice (percent), every interval a two-level bootstrap over patients and runs
+(`medmap.core.stats`). A verdict speaks of the *outcome* alone, the mean over all subsets and regions, corrected after
+Holm over the arms of the study. What else is tabled describes, and is not corrected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medmap.core.stats import Difference, Interval, bootstrap_interval, holm, paired_difference
+from medmap.evidence.plan import Arm
+from medmap.evidence.results import DIVERGED, FINISHED, Result, Results
+from medmap.scores import subset_groups
+
+MEAN = "mean"
+"""In place of a region: the mean over all of them."""
+
+ALPHA = 0.05
+"""Below this a corrected p counts."""
+
+ALL, FULL, SINGLE, MISSING = "all subsets", "everything", "single ones", "something missing"
+
+
+class Outcome(NamedTuple):
+    """A number per patient: the mean over a group of subsets, of one region or all."""
+
+    set: str
+    group: str
+    region: str
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Arm − the arm it is compared with, of one outcome."""
+
+    arm: str
+    against: str
+    outcome: Outcome
+    difference: Difference
+    p_holm: float = float("nan")
+
+
+def groups(rows: Sequence[Any]) -> dict[str, list[str]]:
+    """{group: its subsets} of a table: all, with and without contrast agent, single ones, everything, the rest."""
+    subsets = list(dict.fromkeys(subset for row in rows for subset, _ in row.dice))
+    sizes = {subset: subset.count("+") for subset in subsets}
+    full = [subset for subset in subsets if sizes[subset] == max(sizes.values())]
+    found = {**subset_groups(subsets), SINGLE: [s for s in subsets if not sizes[s]], FULL: full[:1]}
+    return {**found, MISSING: [subset for subset in subsets if subset not in full[:1]]}
+
+
+def table(seeds: Sequence[Sequence[Result]], outcome: Outcome, having: bool = False) -> tuple[NDArray[Any], list[str]]:
+    """Float64[P S] of P test cases and S seeds, and the P patients' names; folds of one seed are one column.
+
+    having: only cases that have the region; a case's number is NaN where it lacks a subset of the group, or (for all
+            cases, under the rule for empty regions) never
+    """
+    columns: list[dict[str, float]] = []
+    patients: dict[str, str] = {}
+    for folds in seeds:
+        rows = [row for result in folds for row in result.rows if row.set == outcome.set]
+        subsets = groups(rows).get(outcome.group, [outcome.group]) if rows else []  # a subset is a group of its own
+        regions = list(dict.fromkeys(region for row in rows for _, region in row.dice))
+        wanted = regions if outcome.region == MEAN else [outcome.region]
+        column = {}
+        for row in rows:
+            there = [r for r in wanted if not having or r in row.present]
+            values = [row.dice.get((subset, region), np.nan) for subset in subsets for region in there]
+            column[row.case] = float(np.mean(values)) if values else np.nan
+            patients[row.case] = row.patient
+        columns.append(column)
+    cases = list(patients)
+    return np.array([[column.get(case, np.nan) for column in columns] for case in cases]), list(patients.values())
+
+
+def level(results: Results, arm: Arm, outcome: Outcome, having: bool = False) -> Interval:
+    """Mean of an arm over patients and seeds, with an interval over patients."""
+    values, patients = table(results.finished(arm.name), outcome, having)
+    return bootstrap_interval(values.mean(axis=1) if values.size else np.array([]), patients)
+
+
+def effect(results: Results, arm: Arm, outcome: Outcome) -> Effect:
+    """What an arm changes. Seeds of either arm that did not finish are left out."""
+    a, patients = table(results.finished(arm.name), outcome)
+    b, others = table(results.finished(arm.against), outcome)
+    order = [others.index(name) for name in patients] if len(set(others)) == len(others) else range(len(patients))
+    return Effect(arm.name, arm.against, outcome, paired_difference(a, b[list(order)], patients))
+
+
+def outcomes(results: Results) -> list[Outcome]:
+    """Everything that is tabled: of every test set, every group, of every region and their mean."""
+    first = next((seeds[0] for arm in results.study.arms if (seeds := results.finished(arm.name))), [])
+    rows = [row for result in first for row in result.rows]
+    found = []
+    for name in dict.fromkeys(row.set for row in rows):
+        here = [row for row in rows if row.set == name]
+        regions = list(dict.fromkeys(region for row in here for _, region in row.dice))
+        found += [Outcome(name, group, region) for group in groups(here) for region in (MEAN, *regions)]
+    return found
+
+
+def effects(results: Results, asked: Sequence[Outcome] | None = None) -> list[Effect]:
+    """Of every arm with an opponent, for the outcomes asked for (or all); Holm over all of these."""
+    there = {arm.name for arm in results.arms()}
+    pairs = [arm for arm in results.study.arms if arm.against and {arm.name, arm.against} <= there]
+    found = [effect(results, arm, outcome) for outcome in asked or outcomes(results) for arm in pairs]
+    adjusted = holm([one.difference.p for one in found])
+    return [Effect(e.arm, e.against, e.outcome, e.difference, float(p)) for e, p in zip(found, adjusted, strict=True)]
+
+
+def verdict(found: Effect) -> str:
+    """One sentence that follows from the interval and from nothing else.
+
+    >>> d = Difference(1.3, 0.6, 2.1, 0.01, 60, (3, 3), 0, True)
+    >>> verdict(Effect("P*", "none", Outcome("test", ALL, MEAN), d, 0.02))
+    'P* raises the mean of all subsets by 1.3 points [0.6, 2.1] over none (3 and 3 runs, 60 patients, Holm p = 0.020).'
+    """
+    d, where = found.difference, "" if found.outcome.set == "test" else f" on {found.outcome.set}"
+    what = f"the mean of {found.outcome.group}{where}"
+    who = f"{d.seeds[0]} and {d.seeds[1]} runs, {d.patients} patients"
+    if not np.isfinite(d.low):
+        return f"{found.arm} − {found.against}: {d.mean:+.1f} points of {what} ({who}); one run each: not evidence."
+    interval = f"[{d.low:.1f}, {d.high:.1f}]"
+    caution = "" if d.evidence else " Fewer than three runs: not evidence."
+    if (d.low > 0 or d.high < 0) and found.p_holm < ALPHA:
+        verb, size = ("raises", interval) if d.low > 0 else ("lowers", f"[{-d.high:.1f}, {-d.low:.1f}]")
+        by = f"{abs(d.mean):.1f} points {size} over {found.against}"
+        return f"{found.arm} {verb} {what} by {by} ({who}, Holm p = {found.p_holm:.3f}).{caution}"
+    if d.low > 0 or d.high < 0:
+        many = f"but not beyond what so many comparisons would show by chance (Holm p = {found.p_holm:.3f})"
+        return (
+            f"{found.arm} against {found.against}: {d.mean:+.1f} points of {what} {interval}, {many}; {who}.{caution}"
+        )
+    reach = max(abs(d.low), abs(d.high))
+    return (
+        f"{found.arm} against {found.against}: no effect larger than ±{reach:.1f} points of {what} was seen, "
+        f"{d.mean:+.1f} {interval} ({who}).{caution}"
+    )
+
+
+# ---- the page ----------------------------------------------------------------------------------------------------
+
+
+def page(results: Results, command: str, pictures: Sequence[str]) -> str:
+    """A study's page in Markdown: question, verdict, figures, tables, how to run it again."""
+    study = results.study
+    lines = [f"# {study.name}", "", f"**{study.asks}**", "", study.about.strip(), "", *_state(results), ""]
+    sets = list(dict.fromkeys(outcome.set for outcome in outcomes(results)))
+    for name in sets:
+        asked = effects(results, [Outcome(name, ALL, MEAN)])
+        lines += [f"* {verdict(found)}" for found in asked] + ([""] if asked else [])
+    if study.more is not None and results.arms():
+        lines += [*study.more(results), ""]
+    for picture, title in pictures:
+        lines += [f"![{title}]({picture})", ""]
+    for name in sets:
+        lines += [*_levels(results, name), "", *_differences(results, name), ""]
+    return "\n".join([*lines, "```sh", command, "```", ""])
+
+
+def _state(results: Results) -> Iterator[str]:
+    total, done, diverged = results.count(), results.count(FINISHED), results.count(DIVERGED)
+    if done + diverged < total:
+        yield f"*Unfinished: {done} of {total} runs are done.* What follows is from those."
+    if diverged:
+        yield f"{diverged} runs diverged and have no score."
+
+
+def _levels(results: Results, name: str) -> Iterator[str]:
+    """Dice of every arm, over all patients, and over those who have the region."""
+    here = [o for o in outcomes(results) if o.set == name]
+    regions = [region for region in dict.fromkeys(o.region for o in here) if region != MEAN]
+    shown = [g for g in dict.fromkeys(o.group for o in here) if g != MISSING]
+    yield (
+        f"Dice on {name}, percent, means over patients and runs: {' / '.join(regions)}. *Validation*: the mean over "
+        "all subsets and regions of the validation patients, by which arms are chosen."
+    )
+    yield ""
+    yield "| | runs | validation | " + " | ".join(shown) + " | all subsets, those who have the region |"
+    yield "|---|---|---|" + "---|" * (len(shown) + 1)
+    for arm in results.arms():
+        cells = [_cell(results, arm, [Outcome(name, group, region) for region in regions]) for group in shown]
+        having = _cell(results, arm, [Outcome(name, ALL, region) for region in regions], having=True)
+        runs = f"{len(results.finished(arm.name))} | {validated(results, arm):.1f}"
+        yield f"| {arm.name} | {runs} | {' | '.join(cells)} | {having} |"
+
+
+def validated(results: Results, arm: Arm) -> float:
+    """Dice on validation patients, mean over subsets and regions, of the checkpoints that were kept."""
+    runs = [result for folds in results.finished(arm.name) for result in folds]
+    best = [max((row["mean"] for row in run.facts.get("validation", [])), default=np.nan) for run in runs]
+    return float(100 * np.mean(best))
+
+
+def _cell(results: Results, arm: Arm, asked: Sequence[Outcome], having: bool = False) -> str:
+    return " / ".join(f"{level(results, arm, outcome, having).mean:.1f}" for outcome in asked)
+
+
+def _differences(results: Results, name: str) -> Iterator[str]:
+    """Every arm against its opponent, for the groups and regions."""
+    asked = [o for o in outcomes(results) if o.set == name and o.group != MISSING]
+    found = effects(results, asked)
+    if not found:
+        return
+    shown = list(dict.fromkeys((o.group, o.region) for o in asked if o.region == MEAN or o.group == ALL))
+    heads = [region if group == ALL and region != MEAN else group for group, region in shown]
+    yield "Differences in points [95 % over patients and runs], not corrected for their number."
+    yield ""
+    yield "| arm − against | " + " | ".join(heads) + " |"
+    yield "|---|" + "---|" * len(heads)
+    for arm in dict.fromkeys((e.arm, e.against) for e in found):
+        cells = {(e.outcome.group, e.outcome.region): e for e in found if (e.arm, e.against) == arm}
+        yield f"| {arm[0]} − {arm[1]} | " + " | ".join(_difference(cells[key]) for key in shown) + " |"
+
+
+def _difference(found: Effect) -> str:
+    d = found.difference
+    if not np.isfinite(d.mean):
+        return "–"
+    interval = f" [{d.low:+.1f}, {d.high:+.1f}]" if np.isfinite(d.low) else ""
+    return f"{d.mean:+.1f}{interval}"
+
+
+def plain(results: Results) -> dict[str, Any]:
+    """Everything that was found, for JSON."""
+    asked = outcomes(results)
+    return {
+        "study": results.study.name,
+        "runs": {"needed": results.count(), FINISHED: results.count(FINISHED), DIVERGED: results.count(DIVERGED)},
+        "levels": [
+            {"arm": arm.name, **outcome._asdict(), **asdict(level(results, arm, outcome))}
+            for arm in results.arms()
+            for outcome in asked
+        ],
+        "effects": [
+            {"arm": e.arm, "against": e.against, **e.outcome._asdict(), **asdict(e.difference)}
+            for e in effects(results)
+        ],
+        "verdicts": [verdict(e) for e in effects(results, [o for o in asked if (o.group, o.region) == (ALL, MEAN)])],
+    }

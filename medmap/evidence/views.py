@@ -1,0 +1,175 @@
+"""Views of results that several studies show: along an axis, and over the steps of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from medmap.evidence import leak
+from medmap.evidence.findings import ALL, FULL, MEAN, MISSING, SINGLE, Outcome, effect, level
+from medmap.evidence.results import Result, Results
+from medmap.figures.evidence import along, weight_panels
+from medmap.figures.latents import latent_map
+
+
+def levels_along(results: Results, shown: Mapping[str, Outcome]) -> Figure:
+    """Several outcomes of the arms that stand on the axis."""
+    curves = {
+        name: [{"at": arm.at, **vars(level(results, arm, outcome))} for arm in results.arms() if arm.at is not None]
+        for name, outcome in shown.items()
+    }
+    return along(curves, results.study.axis, "Dice in percent, mean of the regions")
+
+
+def effects_along(results: Results) -> Figure:
+    """What the arms with an opponent gain, at their places on the axis: over all subsets, and at its two ends."""
+    there = {arm.name for arm in results.arms()}
+    arms = [arm for arm in results.arms() if arm.at is not None and arm.against in there]
+    curves = {
+        group: [{"at": arm.at, **vars(effect(results, arm, Outcome("test", group, MEAN)).difference)} for arm in arms]
+        for group in (ALL, FULL, MISSING)
+    }
+    return along(curves, results.study.axis, "gain in points of Dice, mean of the regions", "no effect")
+
+
+def weights_over_steps(results: Results) -> Figure:
+    """Weights of the anchor over training, every seed of every arm that has any."""
+    panels = {
+        arm.name: [
+            [{"step": row["step"], "weights": _of_level(row)} for row in folds[0].facts["weights"]]
+            for folds in results.finished(arm.name)
+        ]
+        for arm in results.arms()
+        if results.finished(arm.name)[0][0].facts.get("weights")
+    }
+    return weight_panels(panels)
+
+
+def _of_level(row: Mapping[str, Any]) -> Mapping[str, float]:
+    """The weights of the first aligned level."""
+    return next(value for key, value in row.items() if key != "step")  # type: ignore[no-any-return]
+
+
+def last_weights(results: Results) -> Iterator[str]:
+    """A table of the weights at the end of training, and how far the farthest is from 1/M."""
+    yield "Weights at the end of training, every seed; *distance*: the largest |w − 1/M|."
+    yield ""
+    yield "| | distance | weights |"
+    yield "|---|---|---|"
+    for arm in results.arms():
+        ends = [folds[0].facts["weights"][-1] for folds in results.finished(arm.name) if folds[0].facts.get("weights")]
+        weights = [list(_of_level(end).values()) for end in ends]
+        if weights:
+            distance = np.abs(np.array(weights) - 1 / len(weights[0])).max()
+            cells = "; ".join(" ".join(f"{w:.2f}" for w in row) for row in weights)
+            yield f"| {arm.name} | {distance:.3f} | {cells} |"
+
+
+def latent_table(results: Results) -> Iterator[str]:
+    """What training made of the latents, means over the seeds: the deepest or the first aligned level of each arm."""
+    yield "Latents of test patients after training ([what the numbers are](../theory.md)); means over the runs."
+    yield ""
+    yield f"| | {' | '.join(NUMBERS)} |"
+    yield "|---|" + "---|" * len(NUMBERS)
+    for arm in results.arms():
+        levels = [level for folds in results.finished(arm.name) for level in _first_level(folds[0])]
+        if levels:
+            cells = [_number([_at(level["after"], *path) for level in levels]) for path in NUMBERS.values()]
+            yield f"| {arm.name} | {' | '.join(cells)} |"
+
+
+def latents_along(results: Results, path: tuple[str, ...], what: str) -> Figure:
+    """A number on the latents of every arm along the axis: mean, least and largest over its runs."""
+    curves: dict[str, list[dict[str, float]]] = {}
+    for arm in (arm for arm in results.arms() if arm.at is not None):
+        values = np.array([latent_value(folds[0], *path) for folds in results.finished(arm.name)])
+        if np.isfinite(values).any():
+            point = {"mean": np.nanmean(values), "low": np.nanmin(values), "high": np.nanmax(values)}
+            curves.setdefault(arm.series, []).append({"at": arm.at or 0.0, **point})
+    return along(curves, results.study.axis, f"{what}\n(mean, least and largest of the runs)") if curves else Figure()
+
+
+def cost_table(results: Results) -> Iterator[str]:
+    """What each arm takes: parameters, seconds of a training step, of one core where the runs had one, and memory."""
+    yield "| | parameters, M | s a step | peak memory of a run, GB |"
+    yield "|---|---|---|---|"
+    for arm in results.arms():
+        runs = [folds[0] for folds in results.finished(arm.name)]
+        step = np.median([run.facts["seconds"]["train"] / run.trial.config.train.steps for run in runs])
+        peak = np.median([run.facts.get("peak_gb", np.nan) for run in runs])
+        yield f"| {arm.name} | {runs[0].facts['parameters'] / 1e6:.2f} | {step:.2f} | {peak:.1f} |"
+
+
+def total_correlations(results: Results) -> Iterator[str]:
+    """Total correlation of the aggregate latents, every run with its interval over patients."""
+    yield "| | total correlation of every run, nats [95 % over patients] | null, nats | conditional |"
+    yield "|---|---|---|---|"
+    for arm in results.arms():
+        found = [
+            level["after"]["total_correlation"] for f in results.finished(arm.name) for level in _first_level(f[0])
+        ]
+        there = [one for one in found if one is not None]
+        if there:
+            cells = "; ".join(f"{one['nats']:.1f} [{one['low']:.1f}, {one['high']:.1f}]" for one in there)
+            null = np.mean([one["null_mean"] for one in there])
+            yield f"| {arm.name} | {cells} | {null:.1f} | 0, as the encoders are private |"
+
+
+def leak_lines(results: Results) -> Iterator[str]:
+    """What arms with a leaking T score as the published form is scored, beside what they reach."""
+    for arm in results.arms():
+        if not any(row.set == leak.NAME for row in results.finished(arm.name)[0][0].rows):
+            continue
+        for group in (ALL, SINGLE):
+            seen, true = (level(results, arm, Outcome(name, group, MEAN)).mean for name in (leak.NAME, "test"))
+            yield (
+                f"* {arm.name}: {group} {seen:.1f} where T sees the dropped images, {true:.1f} where they are absent: "
+                f"{seen - true:+.1f} points are a leak."
+            )
+
+
+def map_of(arm: str) -> Callable[[Results], Figure]:
+    """A function that draws where the latents of an arm lie, before and after training (its first seed)."""
+
+    def draw(results: Results) -> Figure:
+        first = next((folds[0] for folds in results.finished(arm) if "rows" in folds[0].facts.get("latents", {})), None)
+        return Figure() if first is None else latent_map(first.facts["latents"])
+
+    return draw
+
+
+NUMBERS = {
+    "gap": ("gap", "share"),
+    "KL between modalities, nats a channel": ("kl", "mean"),
+    "MMD": ("mmd", "mean"),
+    "a modality is guessed": ("probe", "accuracy"),
+    "a patient is found": ("retrieval", "accuracy"),
+    "effective rank": ("rank", "effective"),
+    "variance": ("variance", "mean"),
+    "total correlation, nats": ("total_correlation", "nats"),
+}
+"""Columns of a table of latents, and where they stand in `medmap.latentspace.level_numbers`."""
+
+
+def latent_value(result: Result, *path: str) -> float:
+    """One number on the latents of a run, after training; NaN where it was not measured."""
+    return next((_at(level["after"], *path) for level in _first_level(result)), float("nan"))
+
+
+def _first_level(result: Result) -> list[Mapping[str, Any]]:
+    return list(result.facts.get("latents", {}).get("levels", {}).values())[:1]
+
+
+def _at(numbers: Mapping[str, Any], *path: str) -> float:
+    value: Any = numbers
+    for key in path:
+        value = None if value is None else value.get(key)
+    return float("nan") if value is None else float(value)
+
+
+def _number(values: Sequence[float]) -> str:
+    there = [value for value in values if np.isfinite(value)]
+    return f"{np.mean(there):.2g}" if there else "–"

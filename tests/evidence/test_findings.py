@@ -1,0 +1,150 @@
+"""From made-up results with known differences to the sentences that must follow, and to none that must not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from medmap.core.modality import GLIOMA_MRI
+from medmap.evidence.findings import ALL, FULL, MEAN, MISSING, Outcome, effects, groups, level, page, table, verdict
+from medmap.evidence.plan import Arm, Patients, Phantoms, Study
+from medmap.evidence.results import DIVERGED, FINISHED, Result, Results, Scored, read_result, read_results, write_result
+from medmap.evidence.tables import latex, markdown, subset_rows
+
+SUBSETS = [str(subset) for subset in GLIOMA_MRI.subsets()]
+REGIONS = ("WT", "TC", "ET")
+STUDY = Study(
+    "made-up", "Does it?", "About it.", Phantoms("p", test=12), (Arm("none", ("align=none",)), Arm("P*", (), "none"))
+)
+
+
+def rows(patients: int, rng: np.random.Generator, gain: float, own: Sequence[float]) -> tuple[Scored, ...]:
+    """Patients with a level each, noise of half a point, and a gain for all."""
+    return tuple(
+        Scored(
+            "test",
+            f"c, {i}",
+            f"p{i}",
+            REGIONS if i else ("WT", "TC"),
+            {(s, r): round(float(own[i] + gain + rng.normal(0, 0.5)), 1) for s in SUBSETS for r in REGIONS},
+        )
+        for i in range(patients)
+    )
+
+
+def results(gain: float, study: Study = STUDY, seed: int = 0) -> Results:
+    rng = np.random.default_rng(seed)
+    own = rng.uniform(40, 80, 12)
+    found = {}
+    for arm in study.arms:
+        found[arm.name] = [
+            [Result(t, FINISHED, rows(12, rng, gain if arm.against else 0.0, own)) for t in folds]
+            for folds in study.trials(arm)
+        ]
+    return Results(study, found)
+
+
+def test_a_gain_that_is_there_is_found_with_its_size() -> None:
+    (found,) = effects(results(2.0), [Outcome("test", ALL, MEAN)])
+    assert found.difference.low < 2.0 < found.difference.high
+    assert found.difference.high - found.difference.low < 0.5
+    sentence = verdict(found)
+    assert sentence.startswith("P* raises the mean of all subsets by 2.0 points [")
+    assert "over none (3 and 3 runs, 12 patients, Holm p = " in sentence
+    assert "P* lowers the mean of all subsets by 2.0 points [1." in verdict(
+        effects(results(-2.0), [Outcome("test", ALL, MEAN)])[0]
+    )
+
+
+def test_where_there_is_none_the_sentence_says_how_large_one_could_be() -> None:
+    (found,) = effects(results(0.0), [Outcome("test", ALL, MEAN)])
+    reach = max(abs(found.difference.low), abs(found.difference.high))
+    assert f"no effect larger than ±{reach:.1f} points" in verdict(found)
+
+
+def test_one_run_each_and_two_are_not_evidence() -> None:
+    one = results(2.0, Study("s", "?", "", STUDY.data, STUDY.arms, seeds=1))
+    assert verdict(effects(one, [Outcome("test", ALL, MEAN)])[0]).endswith("one run each: not evidence.")
+    two = results(2.0, Study("s", "?", "", STUDY.data, STUDY.arms, seeds=2))
+    assert verdict(effects(two, [Outcome("test", ALL, MEAN)])[0]).endswith("Fewer than three runs: not evidence.")
+
+
+def test_folds_of_a_seed_are_one_run_over_all_their_patients() -> None:
+    study = Study("s", "?", "", Patients("r", folds=2), STUDY.arms, seeds=3)
+    rng, found = np.random.default_rng(0), {}
+    for arm in study.arms:
+        found[arm.name] = []
+        for folds in study.trials(arm):
+            parts = [rows(4, rng, 0.0, [50.0 + 10 * k] * 4) for k in range(2)]
+            named = [
+                tuple(Scored(r.set, f"{k}{r.case}", f"{k}{r.patient}", r.present, r.dice) for r in part)
+                for k, part in enumerate(parts)
+            ]
+            found[arm.name].append([Result(t, FINISHED, n) for t, n in zip(folds, named, strict=True)])
+    whole = Results(study, found)
+    values, patients = table(whole.finished("none"), Outcome("test", ALL, "WT"))
+    assert values.shape == (8, 3)
+    assert len(set(patients)) == 8
+    assert abs(level(whole, study.arms[0], Outcome("test", ALL, "WT")).mean - 55) < 0.5
+    found["none"][1][0] = None  # a fold is lacking: the seed does not count
+    assert len(Results(study, found).finished("none")) == 2
+
+
+def test_groups_and_those_who_have_the_region() -> None:
+    there = results(0.0)
+    found = groups(there.finished("none")[0][0].rows)
+    assert len(found[ALL]) == 15
+    assert found[FULL] == ["t1n+t1c+t2w+t2f"]
+    assert len(found[MISSING]) == 14
+    assert len(found["single ones"]) == 4
+    assert (len(found["with t1c"]), len(found["without t1c"])) == (8, 7)
+    assert level(there, STUDY.arms[0], Outcome("test", ALL, "ET"), having=True).n == 11
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path) -> None:
+    (trial,) = STUDY.trials(STUDY.arms[0])[0]
+    written = Result(trial, FINISHED, rows(3, np.random.default_rng(0), 0.0, [50] * 3), {"seconds": {"train": 1.0}})
+    assert read_result(tmp_path, trial) is None
+    write_result(tmp_path, written)
+    read = read_result(tmp_path, trial)
+    assert read is not None
+    assert read.rows == written.rows
+    assert read.facts["seconds"] == {"train": 1.0}
+    assert (tmp_path / f"{trial.key}.csv").stat().st_size < 3 * 45 * 6 + 900
+
+
+def test_a_run_that_diverged_is_counted_and_not_scored(tmp_path) -> None:
+    for arm in STUDY.arms:
+        for number, (trial,) in enumerate(STUDY.trials(arm)):
+            diverged = arm.against and number == 1
+            made = rows(12, np.random.default_rng(0), 0.0, [50] * 12)
+            write_result(tmp_path / "runs", Result(trial, DIVERGED if diverged else FINISHED, () if diverged else made))
+    read = read_results(STUDY, tmp_path)
+    assert (read.count(), read.count(FINISHED), read.count(DIVERGED)) == (6, 5, 1)
+    text = page(read, "medmap study made-up", [])
+    assert "1 runs diverged" in text
+    assert "(2 and 3 runs, 12 patients" in text
+    assert "Fewer than three runs: not evidence." in text
+
+
+def test_an_unfinished_study_says_so(tmp_path) -> None:
+    (trial,) = STUDY.trials(STUDY.arms[0])[0]
+    write_result(tmp_path / "runs", Result(trial, FINISHED, rows(3, np.random.default_rng(0), 0.0, [50] * 3)))
+    assert "*Unfinished: 1 of 6 runs are done.*" in page(read_results(STUDY, tmp_path), "medmap study made-up", [])
+
+
+def test_the_table_of_papers_in_both_forms() -> None:
+    head, cells = subset_rows(results(0.0), "test")
+    assert head[:5] == ["t1n", "t1c", "t2w", "t2f", "WT none"]
+    assert len(cells) == 16
+    assert cells[0][:4] == ["●", "○", "○", "○"]
+    assert cells[14][:4] == ["●"] * 4
+    column = [float(line[4]) for line in cells]
+    assert column[-1] == pytest.approx(np.mean(column[:-1]), abs=0.06)
+    assert markdown(head, cells).count("\n") == 17
+    text = latex(head, cells)
+    assert text.startswith("\\begin{tabular}{ccccrrrrrr}")
+    assert r"$\bullet$ & $\circ$ & $\circ$ & $\circ$ & " in text
+    assert text.count(r"\\") == 17
