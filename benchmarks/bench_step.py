@@ -47,6 +47,8 @@ def _plain_step(which: str) -> None:
 def stepper(which: str, *, plain: bool, edge: int = EDGE):
     """A function that makes one step."""
     torch.manual_seed(0)
+    if plain:
+        made.written_plainly()
     network = made.network(*which.split(":"), plain=plain).train()
     network.at_progress(0.6)
     lesson = Lesson(network, Config(train=TrainConfig(patch=(edge,) * 3)))

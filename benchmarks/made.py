@@ -8,6 +8,7 @@ from functools import cache
 from multiprocessing import get_context
 
 import torch
+from torch.nn import functional as F
 
 from medmap.align import AlignedSegmenter, build_segmenter
 from medmap.config import AlignConfig, ModelConfig
@@ -15,6 +16,7 @@ from medmap.core.case import Prepared
 from medmap.core.labels import SCHEMES
 from medmap.core.modality import GLIOMA_MRI
 from medmap.data.preprocess import prepare_case
+from medmap.models import blocks, unet
 from medmap.models.blocks import placed
 from medmap.phantom import Settings, simulate
 from medmap.predict import resolve_precision
@@ -37,6 +39,30 @@ def network(name: str, size: str, *, plain: bool = False) -> AlignedSegmenter:
     torch.manual_seed(0)
     found = build_segmenter(ModelConfig(name=name, size=size), AlignConfig(anchor="none"), GLIOMA_MRI, 4)
     return found if plain else placed(found, CPU)
+
+
+def written_plainly() -> None:
+    """From now on this process's U-Nets upsample and join features, and gate by a softmax, as one writes it down.
+
+    The numbers are the same; `medmap.models.blocks` says how medmap gets to them.
+    """
+    blocks.conv_of_joined = _conv_of_joined
+    unet.gated_mean, unet.mean_of_present = _gated_mean, _mean_of_present
+
+
+def _conv_of_joined(below, skip, conv):
+    return conv(torch.cat([F.interpolate(below, scale_factor=2.0, mode="nearest"), skip], dim=1))
+
+
+def _gated_mean(parts, present, modalities):
+    there = present[:, [modalities.names.index(name) for name in parts], None, None, None, None]
+    latents, scores = (torch.stack(each, dim=1) for each in zip(*parts.values(), strict=True))
+    return (scores.masked_fill(~there, -torch.inf).softmax(dim=1) * latents).sum(dim=1)
+
+
+def _mean_of_present(latents, present, modalities):
+    there = present[:, [modalities.names.index(name) for name in latents], None, None, None, None]
+    return (torch.stack(list(latents.values()), dim=1) * there).sum(dim=1) / there.sum(dim=1)
 
 
 @contextmanager

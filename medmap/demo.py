@@ -21,6 +21,7 @@ from medmap.exhibits import write_exhibits
 from medmap.phantom import Settings, write_phantoms
 from medmap.predict import Predictor
 from medmap.report import write_report
+from medmap.robustness import CARD_TEXT, write_card
 from medmap.run import CARD, SPLITS, is_finished
 from medmap.scores import SUMMARY, table_text
 from medmap.segment import segment_case
@@ -86,6 +87,7 @@ def run(
         fit(config, store, out, resume=(out / CARD).exists(), on_row=on_row)
     say("medmap evaluate: every subset of the four sequences, on phantoms that training never saw")
     evaluate(out)
+    write_card(read_model(out), out)
     write_exhibits(out, store)
     say(f"medmap predict: one of them from {' + '.join(GIVEN)}")
     mask = out / "prediction" / "from-two-sequences.nii.gz"
@@ -101,6 +103,7 @@ def run(
     on_line("")
     on_line(f"masks   {mask}")
     on_line(f"        {shipped}")
+    on_line(f"card    {out / CARD_TEXT}")
     on_line(f"report  {report}")
     return report
 

@@ -85,6 +85,11 @@ def log_records(modalities: Sequence[str] = GLIOMA, steps: int = 2000, seed: int
             mean = 0.66 * (1 - np.exp(-step / 500)) + rng.normal(0, 0.012)
             subsets = {"t1n": {"WT": 0.5, "TC": 0.4, "ET": None}}
             val = {"kind": "val", "step": step, "mean": float(mean), "full": float(mean + 0.1), "subsets": subsets}
+            if len(modalities) > 1:
+                val |= {"missing": float(mean), "cost": 0.1}
+            sd, rank = 0.4 + 0.1 * np.exp(-step / 300), 8 + 30 * np.exp(-step / 300)
+            spread = {"std": float(sd), "std_min": float(0.7 * sd), "rank": float(rank)}
+            val["latents"] = {"x5": {"gap": float(0.4 + 0.5 * np.exp(-step / 400)), "chance": 0.2, **spread}}
             records.append(val)
     return records
 

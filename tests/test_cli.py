@@ -17,6 +17,7 @@ import medmap
 from medmap.cli import app, console
 from medmap.cli.about import CURES
 from medmap.cli.app import VERBS
+from medmap.cli.doctor import _connected, _limits
 from medmap.data.store import Store
 from medmap.models.check import LAWS
 
@@ -216,6 +217,27 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert text.splitlines()[-1].startswith("Ready (torch for ")
 
 
+def test_doctor_knows_what_a_container_may_take_and_where_nobody_may_write(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "memory.max").write_text("2000000000\n")
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert _limits(tmp_path) == {"memory_gb": 2.0, "cores": 1.5}
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert _limits(tmp_path) == _limits(tmp_path / "nowhere") == {}
+    routes = tmp_path / "route"
+    routes.write_text("Iface Destination Gateway\neth0 0000FEA9 0\n")
+    assert _connected(routes) is False
+    routes.write_text("Iface Destination Gateway\neth0 00000000 0101A8C0\n")
+    assert _connected(routes) is True
+    assert _connected(tmp_path / "nowhere") is None
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    closed = call("doctor")
+    assert closed.exit_code == 1
+    assert "may not be written to; work in another folder" in closed.stdout
+
+
 def test_check_answers_for_people_and_programs(tiny_phantoms: Path, tmp_path: Path) -> None:
     assert "Ready: all 3 cases can be used." in works("check", tiny_phantoms)
     assert answer("check", tiny_phantoms)["labels"]["scheme"]["name"] == "brats2023"
@@ -407,7 +429,7 @@ def test_check_backbone_of_an_adapted_network(of_somebody: Path, name: str) -> N
     text = told_of(of_somebody, name)
     parameters = 2 * (27 + 1) * 4 + (4 + 1) * 4
     assert f"{parameters} parameters, 4 classes, 3 subsets; levels to align: x1 (stride 1)\n" in text
-    assert text.endswith(f":{name}: all 11 laws hold\n")
+    assert text.endswith(f":{name}: all 12 laws hold\n")
 
 
 def test_check_backbone_tells_an_error_once(of_somebody: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from made_up_calls import answer, call, fails, train, works
 
 from medmap.cli import console
-from medmap.cli.train import _one_each
+from medmap.cli.train import _one_each, _Rows
 from medmap.core.metrics import METRICS, dice
 from medmap.data.store import Store
 
@@ -39,6 +39,25 @@ def test_set_takes_several_values() -> None:
     assert _one_each(["-c", "x=y", "--set", "a=1", "b.c=2", "-o", "r", "--set", "d=3"]) == [
         *("-c", "x=y", "--set", "a=1", "--set", "b.c=2", "-o", "r", "--set", "d=3")
     ]
+
+
+def test_rows_of_the_log_are_told_in_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    tell = _Rows(lambda done, total, text: print(f"{done}/{total} {text}"))
+    tell({"kind": "train", "step": 1, "steps": 2, "loss": 1.5, "terms": {"dice_ce": 1.5}})
+    spread = {"std": 0.4567, "std_min": 0.1, "rank": 12.34}
+    latents = {"x3": spread, "x4": {"gap": 0.876, "chance": 0.2, **spread}}
+    tell({"kind": "val", "step": 2, "mean": 0.5, "full": 0.6, "missing": 0.49, "cost": 0.11, "latents": latents})
+    tell({"kind": "val", "step": 2, "mean": 0.5, "latents": {"x3": spread}, "best": True})
+    tell({"kind": "warning", "step": 2, "text": "over-alignment: why; what to do"})
+    told = capsys.readouterr()
+    assert told.out.splitlines() == [
+        "1/2 loss 1.500",
+        "step 2: validation Dice 50.0 over all subsets, with all sequences 60.0",
+        "  missing sequences cost 11.0; latents x4: gap 0.88, std 0.46, rank 12.3",
+        "step 2: validation Dice 50.0 over all subsets  * best so far",
+        "  latents x3: std 0.46, rank 12.3",
+    ]
+    assert told.err == "warning: step 2: over-alignment: why; what to do\n"
 
 
 def weights(run: Path) -> bytes:
@@ -287,7 +306,7 @@ def test_a_folder_with_one_model_load(
     assert (list(again["done"]), again["skipped"]) == (["PHANTOM-00001-000"], [PATIENT, "PHANTOM-00002-000"])
     assert works(*words).splitlines()[-1] == f"{out}: 0 masks, 3 were there already"
     assert len(loads) == 2
-    assert "was not made by this model from these sequences with these labels" in fails(*words, "--labels", "msd")
+    assert "was not made by this model from these sequences with these options" in fails(*words, "--labels", "msd")
     (data / PATIENT / f"{PATIENT}-t1c.nii.gz").unlink()
     assert "was not made by this model from these sequences" in fails(*words)
     assert f"{out}: 3 masks" in works(*words, "--overwrite")

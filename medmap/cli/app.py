@@ -9,7 +9,9 @@ import typer
 from typer.core import TyperGroup
 
 import medmap
-from medmap.cli import about, console, data, predict, score, train
+from medmap.cli import about, console, data, doctor, export, predict, score, studies, train
+from medmap.cli import explain as explaining
+from medmap.cli import serve as serving
 from medmap.cli.options import COMMON, RayCommand
 from medmap.core.memory import keep_freed_memory
 from medmap.errors import MedmapError
@@ -91,25 +93,50 @@ _FRAMEWORK = (
     typer.Abort,
     *(kind for kind in typer.BadParameter.__mro__ if not issubclass(Exception, kind)),
 )
-EXTRAS = {"monai": "train", "lightning_fabric": "train", "matplotlib": "report", "jinja2": "report", "ray": "ray"}
+EXTRAS = {
+    "monai": "train",
+    "lightning_fabric": "train",
+    "matplotlib": "report",
+    "jinja2": "report",
+    "ray": "ray",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "export",
+    "ignite": "export",
+    "fire": "export",
+    "sklearn": "study",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+}
 """Which extra brings a package that is imported late."""
 
 VERBS = {
     "demo": about.demo,
-    "doctor": about.doctor,
+    "doctor": doctor.doctor,
     "check": data.check,
     "simulate": data.simulate,
     "prepare": data.prepare,
     "train": train.train,
     "evaluate": score.evaluate,
     "compare": score.compare,
+    "study": studies.study,
+    "bench": studies.bench,
     "predict": predict.predict,
+    "explain": explaining.explain,
     "report": score.report,
+    "export": export.export,
+    "serve": serving.serve,
     "check-backbone": about.check_backbone,
 }
 """Every verb, in the order of the help."""
 
-COMMANDS = {"train": train.TrainCommand, "evaluate": RayCommand, "predict": RayCommand}
+COMMANDS = {
+    "train": train.TrainCommand,
+    "evaluate": RayCommand,
+    "predict": RayCommand,
+    "study": RayCommand,
+    "bench": RayCommand,
+}
 """Verbs that take their options in a way of their own."""
 
 app = typer.Typer(
