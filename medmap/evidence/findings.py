@@ -2,7 +2,7 @@
 
 Every number is in points of Dice (percent), every interval a two-level bootstrap over patients and runs
 (`medmap.core.stats`). A verdict speaks of the *outcome* alone, the mean over all subsets and regions, corrected after
-Holm over the arms of the study. What else is tabled describes, and is not corrected.
+Holm over the arms and test sets of the study. What else is tabled describes, and is not corrected.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmap.core.stats import Difference, Interval, bootstrap_interval, holm, paired_difference
-from medmap.evidence.plan import Arm
+from medmap.core.witnesses import CLEANED
+from medmap.evidence.plan import ALL, FULL, MISSING, SINGLE, Arm
 from medmap.evidence.results import DIVERGED, FINISHED, Result, Results
 from medmap.scores import subset_groups
 
@@ -24,8 +25,6 @@ MEAN = "mean"
 
 ALPHA = 0.05
 """Below this a corrected p counts."""
-
-ALL, FULL, SINGLE, MISSING = "all subsets", "everything", "single ones", "something missing"
 
 
 class Outcome(NamedTuple):
@@ -56,8 +55,16 @@ def groups(rows: Sequence[Any]) -> dict[str, list[str]]:
     return {**found, MISSING: [subset for subset in subsets if subset not in full[:1]]}
 
 
-def table(seeds: Sequence[Sequence[Result]], outcome: Outcome, having: bool = False) -> tuple[NDArray[Any], list[str]]:
-    """Float64[P S] of P test cases and S seeds, and the P patients' names; folds of one seed are one column.
+class Table(NamedTuple):
+    """Values Float64[P S] of P test cases and S seeds, with the cases' names and their patients'."""
+
+    values: NDArray[Any]
+    cases: list[str]
+    patients: list[str]
+
+
+def table(seeds: Sequence[Sequence[Result]], outcome: Outcome, having: bool = False) -> Table:
+    """One outcome of every test case and seed; a case that several folds were tested on has their mean.
 
     having: only cases that have the region; a case's number is NaN where it lacks a subset of the group, or (for all
             cases, under the rule for empty regions) never
@@ -67,52 +74,74 @@ def table(seeds: Sequence[Sequence[Result]], outcome: Outcome, having: bool = Fa
     for folds in seeds:
         rows = [row for result in folds for row in result.rows if row.set == outcome.set]
         subsets = groups(rows).get(outcome.group, [outcome.group]) if rows else []  # a subset is a group of its own
-        regions = list(dict.fromkeys(region for row in rows for _, region in row.dice))
-        wanted = regions if outcome.region == MEAN else [outcome.region]
-        column = {}
+        wanted = _regions(rows) if outcome.region == MEAN else [outcome.region]
+        column: dict[str, list[float]] = {}
         for row in rows:
-            there = [r for r in wanted if not having or r in row.present]
+            there = [r for r in wanted if not having or r.removesuffix(CLEANED) in row.present]
             values = [row.dice.get((subset, region), np.nan) for subset in subsets for region in there]
-            column[row.case] = float(np.mean(values)) if values else np.nan
+            column.setdefault(row.case, []).append(float(np.mean(values)) if values else np.nan)
             patients[row.case] = row.patient
-        columns.append(column)
+        columns.append({case: float(np.mean(folds)) for case, folds in column.items()})
     cases = list(patients)
-    return np.array([[column.get(case, np.nan) for column in columns] for case in cases]), list(patients.values())
+    values = np.array([[column.get(case, np.nan) for column in columns] for case in cases], dtype=float)
+    return Table(values.reshape(len(cases), len(columns)), cases, list(patients.values()))
+
+
+def _regions(rows: Sequence[Any], cleaned: bool = False) -> list[str]:
+    """Regions of a table. Those that were cleaned have no part in a mean over regions."""
+    found = dict.fromkeys(region for row in rows for _, region in row.dice)
+    return [region for region in found if cleaned or not region.endswith(CLEANED)]
 
 
 def level(results: Results, arm: Arm, outcome: Outcome, having: bool = False) -> Interval:
     """Mean of an arm over patients and seeds, with an interval over patients."""
-    values, patients = table(results.finished(arm.name), outcome, having)
-    return bootstrap_interval(values.mean(axis=1) if values.size else np.array([]), patients)
+    found = table(results.finished(arm.name), outcome, having)
+    return bootstrap_interval(found.values.mean(axis=1) if found.values.size else np.array([]), found.patients)
 
 
-def effect(results: Results, arm: Arm, outcome: Outcome) -> Effect:
-    """What an arm changes. Seeds of either arm that did not finish are left out."""
-    a, patients = table(results.finished(arm.name), outcome)
-    b, others = table(results.finished(arm.against), outcome)
-    order = [others.index(name) for name in patients] if len(set(others)) == len(others) else range(len(patients))
-    return Effect(arm.name, arm.against, outcome, paired_difference(a, b[list(order)], patients))
+def effect(results: Results, arm: str, against: str, outcome: Outcome) -> Effect:
+    """What an arm changes, case by case. Seeds of either arm that did not finish are left out."""
+    a, b = (table(results.finished(name), outcome) for name in (arm, against))
+    both = [case for case in a.cases if case in set(b.cases)]
+    first, second = (found.values[[found.cases.index(case) for case in both]] for found in (a, b))
+    patients = [a.patients[a.cases.index(case)] for case in both]
+    return Effect(arm, against, outcome, paired_difference(first, second, patients))
+
+
+def tested(results: Results, arm: str) -> list[str]:
+    """The sets that an arm's runs were tested on."""
+    rows = (row for folds in results.finished(arm)[:1] for result in folds for row in result.rows)
+    return list(dict.fromkeys(row.set for row in rows))
 
 
 def outcomes(results: Results) -> list[Outcome]:
     """Everything that is tabled: of every test set, every group, of every region and their mean."""
-    first = next((seeds[0] for arm in results.study.arms if (seeds := results.finished(arm.name))), [])
-    rows = [row for result in first for row in result.rows]
-    found = []
-    for name in dict.fromkeys(row.set for row in rows):
-        here = [row for row in rows if row.set == name]
-        regions = list(dict.fromkeys(region for row in here for _, region in row.dice))
-        found += [Outcome(name, group, region) for group in groups(here) for region in (MEAN, *regions)]
-    return found
+    found: dict[Outcome, None] = {}
+    for arm in results.arms():
+        rows = [row for result in results.finished(arm.name)[0] for row in result.rows]
+        for name in dict.fromkeys(row.set for row in rows):
+            here = [row for row in rows if row.set == name]
+            regions = (MEAN, *_regions(here, cleaned=True))
+            found |= dict.fromkeys(Outcome(name, group, region) for group in groups(here) for region in regions)
+    return list(found)
 
 
 def effects(results: Results, asked: Sequence[Outcome] | None = None) -> list[Effect]:
-    """Of every arm with an opponent, for the outcomes asked for (or all); Holm over all of these."""
-    there = {arm.name for arm in results.arms()}
-    pairs = [arm for arm in results.study.arms if arm.against and {arm.name, arm.against} <= there]
-    found = [effect(results, arm, outcome) for outcome in asked or outcomes(results) for arm in pairs]
+    """Of every pair of arms, for the outcomes asked for (or all); Holm over all of these."""
+    sets = {arm.name: tested(results, arm.name) for arm in results.arms()}
+    found = [
+        effect(results, *pair, outcome)
+        for outcome in (outcomes(results) if asked is None else asked)
+        for pair in results.study.pairs()
+        if all(outcome.set in sets.get(name, ()) for name in pair)
+    ]
     adjusted = holm([one.difference.p for one in found])
     return [Effect(e.arm, e.against, e.outcome, e.difference, float(p)) for e, p in zip(found, adjusted, strict=True)]
+
+
+def main_effects(results: Results) -> list[Effect]:
+    """Those that verdicts speak of: the study's group and the mean over regions, on every test set."""
+    return effects(results, [o for o in outcomes(results) if (o.group, o.region) == (results.study.group, MEAN)])
 
 
 def verdict(found: Effect) -> str:
@@ -153,9 +182,8 @@ def page(results: Results, command: str, pictures: Sequence[str]) -> str:
     study = results.study
     lines = [f"# {study.name}", "", f"**{study.asks}**", "", study.about.strip(), "", *_state(results), ""]
     sets = list(dict.fromkeys(outcome.set for outcome in outcomes(results)))
-    for name in sets:
-        asked = effects(results, [Outcome(name, ALL, MEAN)])
-        lines += [f"* {verdict(found)}" for found in asked] + ([""] if asked else [])
+    verdicts = [f"* {verdict(found)}" for found in main_effects(results)]
+    lines += [*verdicts, ""] if verdicts else []
     if study.more is not None and results.arms():
         lines += [*study.more(results), ""]
     for picture, title in pictures:
@@ -178,18 +206,31 @@ def _levels(results: Results, name: str) -> Iterator[str]:
     here = [o for o in outcomes(results) if o.set == name]
     regions = [region for region in dict.fromkeys(o.region for o in here) if region != MEAN]
     shown = [g for g in dict.fromkeys(o.group for o in here) if g != MISSING]
+    arms = [arm for arm in results.arms() if name in tested(results, arm.name)]
+    most = max((_answered(results, arm, name) for arm in arms), default=0)
     yield (
-        f"Dice on {name}, percent, means over patients and runs: {' / '.join(regions)}. *Validation*: the mean over "
-        "all subsets and regions of the validation patients, by which arms are chosen."
+        f"Dice on {name}, percent, means over patients and runs: {' / '.join(regions)}. *Mean*: of the regions and "
+        f"{results.study.group}, with its 95 % interval over patients. *Validation*: the mean over all subsets and "
+        "regions of the validation patients, by which arms are chosen."
     )
     yield ""
-    yield "| | runs | validation | " + " | ".join(shown) + " | all subsets, those who have the region |"
-    yield "|---|---|---|" + "---|" * (len(shown) + 1)
-    for arm in results.arms():
+    yield "| | runs | validation | mean | " + " | ".join(shown) + " | all subsets, those who have the region |"
+    yield "|---|---|---|---|" + "---|" * (len(shown) + 1)
+    for arm in arms:
         cells = [_cell(results, arm, [Outcome(name, group, region) for region in regions]) for group in shown]
         having = _cell(results, arm, [Outcome(name, ALL, region) for region in regions], having=True)
+        mean = level(results, arm, Outcome(name, results.study.group, MEAN))
+        answered = _answered(results, arm, name)
+        called = arm.name if answered == most else f"{arm.name} ({answered} of {most} subsets)"
         runs = f"{len(results.finished(arm.name))} | {validated(results, arm):.1f}"
-        yield f"| {arm.name} | {runs} | {' | '.join(cells)} | {having} |"
+        within = f"{mean.mean:.1f} [{mean.low:.1f}, {mean.high:.1f}]"
+        yield f"| {called} | {runs} | {within} | {' | '.join(cells)} | {having} |"
+
+
+def _answered(results: Results, arm: Arm, set_name: str) -> int:
+    """How many subsets an arm's network answers."""
+    rows = (row for result in results.finished(arm.name)[0] for row in result.rows if row.set == set_name)
+    return len({subset for row in rows for subset, _ in row.dice})
 
 
 def validated(results: Results, arm: Arm) -> float:
@@ -238,10 +279,11 @@ def plain(results: Results) -> dict[str, Any]:
             {"arm": arm.name, **outcome._asdict(), **asdict(level(results, arm, outcome))}
             for arm in results.arms()
             for outcome in asked
+            if outcome.set in tested(results, arm.name)
         ],
         "effects": [
-            {"arm": e.arm, "against": e.against, **e.outcome._asdict(), **asdict(e.difference)}
+            {"arm": e.arm, "against": e.against, **e.outcome._asdict(), **asdict(e.difference), "p_holm": e.p_holm}
             for e in effects(results)
         ],
-        "verdicts": [verdict(e) for e in effects(results, [o for o in asked if (o.group, o.region) == (ALL, MEAN)])],
+        "verdicts": [verdict(e) for e in main_effects(results)],
     }

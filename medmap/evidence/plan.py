@@ -20,6 +20,9 @@ from medmap.core.modality import ModalitySet
 from medmap.errors import ConfigError
 from medmap.phantom import Settings
 
+ALL, FULL, SINGLE, MISSING = "all subsets", "everything", "single ones", "something missing"
+"""Groups of subsets of sequences, over which means are taken."""
+
 RECIPE = 1
 """Counts up when medmap trains or scores differently, so that what was found before is found again."""
 
@@ -134,6 +137,8 @@ class Study:
     more:    a function of the results that gives further lines of the page
     draws:   a function of the results that gives a further figure, by file name
     by_subset: show the table of papers, a row a subset, too
+    group:   of subsets, over which the outcome is the mean
+    also:    further pairs of arms that are compared: (one, the other)
     """
 
     name: str
@@ -148,12 +153,18 @@ class Study:
     more: Callable[[Any], Sequence[str]] | None = None
     draws: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     by_subset: bool = False
+    group: str = ALL
+    also: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
-        strange = [arm.against for arm in self.arms if arm.against and arm.against not in names]
+        strange = [name for pair in self.pairs() for name in pair if name not in names]
         if strange or len(set(names)) < len(names):
             raise ConfigError(f"study {self.name}: arms {names} with {strange or 'one name twice'}")
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(arm, the arm it is compared with), all of them."""
+        return [*((arm.name, arm.against) for arm in self.arms if arm.against), *self.also]
 
     def data_of(self, arm: Arm) -> Data:
         """What an arm learns from."""
@@ -187,7 +198,9 @@ class Study:
             )
             for arm in (self.arms if every else self._few())
         ]
-        return replace(self, data=quick_data(self.data), arms=tuple(arms), seeds=1)
+        kept = {arm.name for arm in arms}
+        also = tuple(pair for pair in self.also if kept.issuperset(pair))
+        return replace(self, data=quick_data(self.data), arms=tuple(arms), seeds=1, also=also)
 
     def _few(self) -> list[Arm]:
         """Arms enough to see that everything works: those that others are compared with, and two a series."""

@@ -52,15 +52,20 @@ def write_result(folder: Path, result: Result) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     key = result.trial.key
     if result.rows:
-        columns, text = list(result.rows[0].dice), StringIO()
+        columns, text = list(dict.fromkeys(column for row in result.rows for column in row.dice)), StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["set", "case", "patient", "present", *(f"{subset}:{region}" for subset, region in columns)])
         for row in result.rows:
-            scores = [f"{row.dice[column]:.1f}".removesuffix(".0") for column in columns]
+            scores = [_written(row.dice.get(column)) for column in columns]
             table.writerow([row.set, row.case, row.patient, "+".join(row.present), *scores])
         write_text(folder / f"{key}.csv", text.getvalue())
     about = {"hash": result.trial.hash, "status": result.status, **result.facts, "trial": result.trial.identity}
     write_text(folder / f"{key}.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+
+
+def _written(score: float | None) -> str:
+    """Empty where a case lacks a sequence of the subset."""
+    return "" if score is None else f"{score:.1f}".removesuffix(".0")
 
 
 def read_result(folder: Path, trial: Trial) -> Result | None:
@@ -86,7 +91,7 @@ def _rows(file: Path) -> tuple[Scored, ...]:
         Scored(
             *line[:3],
             tuple(filter(None, line[3].split("+"))),
-            dict(zip(columns, map(float, line[4:]), strict=True)),
+            {column: float(score) for column, score in zip(columns, line[4:], strict=True) if score},
         )
         for line in lines
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import threading
@@ -80,22 +81,20 @@ def run_trials(
     if not trials:
         return []
     _check_room(work, jobs)
-    stores = {}
-    for trial in trials:
-        if trial.data not in stores:
-            stores[trial.data] = prepare(trial.data, work, places)
-    tasks = [(trial, stores[trial.data]) for trial in trials]
-    make = partial(_Hand, work.resolve(), device, keep)
     failed: list[str] = []
-    results = spread(make, tasks, address=ray, device=device, called=_called) if ray else _local(make, tasks, jobs)
-    for done, (index, result) in enumerate(results, start=1):
-        key = trials[index].key
-        if isinstance(result, MedmapError):
-            failed.append(f"{key}: {result}")
-            tell(done, len(tasks), f"{key} failed")
-            continue
-        write_result(out / RUNS, result)
-        tell(done, len(tasks), f"{key} {result.status}")
+    with _alone(work):
+        stores = {data: prepare(data, work, places) for data in dict.fromkeys(trial.data for trial in trials)}
+        tasks = [(trial, stores[trial.data]) for trial in trials]
+        make = partial(_Hand, work.resolve(), device, keep)
+        results = spread(make, tasks, address=ray, device=device, called=_called) if ray else _local(make, tasks, jobs)
+        for done, (index, result) in enumerate(results, start=1):
+            key = trials[index].key
+            if isinstance(result, MedmapError):
+                failed.append(f"{key}: {result}")
+                tell(done, len(tasks), f"{key} failed")
+                continue
+            write_result(out / RUNS, result)
+            tell(done, len(tasks), f"{key} {result.status}")
     return failed
 
 
@@ -164,6 +163,19 @@ def _threads(count: int) -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
         else:
             os.environ["OMP_NUM_THREADS"] = before
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Two at once in one folder would resume and remove each other's runs. Raises InputError for the second."""
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(
+                f"{work}: another study is at work there; wait until it ends, or name another folder with --work"
+            ) from error
+        yield
 
 
 def _check_room(work: Path, jobs: int) -> None:

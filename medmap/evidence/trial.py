@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import torch
 
 import medmap
+from medmap.align import STEM
 from medmap.checkpoint import load_network
 from medmap.core.case import Prepared
-from medmap.core.labels import LabelScheme
-from medmap.core.metrics import dice
+from medmap.core.metrics import dice, postprocess
+from medmap.core.witnesses import CLEANED
 from medmap.data.layouts import recognise
 from medmap.data.store import Store, write_store
 from medmap.errors import DivergenceError, InputError
@@ -27,7 +28,7 @@ from medmap.evidence.leak import leaking_answers
 from medmap.evidence.plan import Data, Patients, Phantoms, Trial
 from medmap.evidence.results import DIVERGED, FINISHED, Result, Scored
 from medmap.inference import SubsetAnswer
-from medmap.latentspace import latent_numbers
+from medmap.latentspace import conditional_dependence, latent_numbers
 from medmap.phantom import write_phantoms
 from medmap.predict import Predictor, answerable, resolve_device
 from medmap.run import LOG, SPLITS, is_finished, read_log, steps_done, write_text
@@ -156,28 +157,37 @@ def _data_config(trial: Trial, stores: Stores) -> Any:
 
 
 def _scores(predictor: Predictor, name: str, store: Store, ids: Sequence[str]) -> Iterator[Scored]:
-    """Dice in percent of every subset and region; an empty region that is left empty has 100."""
+    """Dice in percent of every subset and region, ``ET-pp`` being the cleaned enhancing tumour.
+
+    An empty region that is left empty has 100.
+    """
     check_fit(store, ids, predictor.card)
     for case in ids:
         prepared = store.load(case)
         answers = predictor.answers(prepared, answerable(predictor.networks, prepared.images))
-        yield _scored(name, prepared, store.patient(case), predictor.card.scheme, answers)
+        yield _scored(name, prepared, store.patient(case), predictor, answers)
         (network,) = predictor.networks
         if network.stem is not None and network.stem.leaks and set(network.modalities) <= set(prepared.images):
             leaked = leaking_answers(network, prepared)
-            yield _scored(leak.NAME, prepared, store.patient(case), predictor.card.scheme, leaked)
+            yield _scored(leak.NAME, prepared, store.patient(case), predictor, leaked)
 
 
 def _scored(
-    name: str, prepared: Prepared, patient: str, scheme: LabelScheme, answers: Iterable[SubsetAnswer]
+    name: str, prepared: Prepared, patient: str, predictor: Predictor, answers: Iterable[SubsetAnswer]
 ) -> Scored:
+    scheme, et_min_ml = predictor.card.scheme, predictor.et_min_ml
     scores: dict[tuple[str, str], float] = {}
     present: tuple[str, ...] = ()
     for answer in answers:
         predicted, truth = on_common_box(answer, prepared)
-        present = tuple(region for region in scheme.regions if scheme.region_mask(truth, region).any())
-        for region in scheme.regions:
-            found = dice(scheme.region_mask(predicted, region), scheme.region_mask(truth, region))
+        masks = {region: scheme.region_mask(predicted, region) for region in scheme.regions}
+        true = {region: scheme.region_mask(truth, region) for region in scheme.regions}
+        present = tuple(region for region in scheme.regions if true[region].any())
+        if "ET" in masks:
+            cleaned = postprocess(predicted, scheme, prepared.grid.spacing_mm, et_min_ml)
+            masks["ET" + CLEANED] = scheme.region_mask(cleaned, "ET")
+        for region, mask in masks.items():
+            found = dice(mask, true[region.removesuffix(CLEANED)])
             scores[str(answer.subset), region] = round(100 * found, 1)
     return Scored(name, prepared.id, patient, present, scores)
 
@@ -191,20 +201,27 @@ def _cases_of(stores: Stores) -> list[tuple[Store, str]]:
 
 
 def _latents(trial: Trial, run: Path, cases: Sequence[tuple[Store, str]], device: str) -> dict[str, Any]:
-    """Numbers on the latents of test cases at the aligned levels, else the deepest, before and after training.
+    """Numbers on the latents of test cases, before and after training: the aligned levels first, else the deepest, then
+    all others.
 
-    The map, many numbers, is kept of the first seed alone.
+    The map, many numbers, is kept of the first level and the first seed alone.
     """
     shown = [store.load(case) for store, case in cases[:LATENTS_OF]]
     if len(shown) < LEAST_CASES:
         return {}
-    levels = list(trial.config.align.levels) or [list(load_network(run).backbone.strides)[-1]]
+    network = load_network(run)
+    deepest_first = [*reversed(network.backbone.strides), *([STEM] if network.stem is not None else [])]
+    levels = list(dict.fromkeys([*trial.config.align.levels, *deepest_first]))
     found = latent_numbers(run, shown, levels=levels, device=str(resolve_device(device)))
+    for number, level in enumerate(found["levels"].values()):
+        for when in ("before", "after"):
+            if number or trial.config.seed:
+                level[when].pop("map")
     if trial.config.seed:
         found.pop("rows")
-        for level in found["levels"].values():
-            for when in ("before", "after"):
-                level[when].pop("map")
+    several = next((case for case in shown if len(set(case.images) & set(network.modalities)) > 1), None)
+    if several is not None:
+        found["conditional"] = conditional_dependence(network, several, levels[0])
     return {key: _short(value) for key, value in found.items() if key != "run"}
 
 

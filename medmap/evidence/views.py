@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from medmap.evidence import leak
-from medmap.evidence.findings import ALL, FULL, MEAN, MISSING, SINGLE, Outcome, effect, level
+from medmap.evidence.findings import MEAN, Outcome, effect, level
+from medmap.evidence.plan import ALL, FULL, MISSING, SINGLE, Arm
 from medmap.evidence.results import Result, Results
 from medmap.figures.evidence import along, weight_panels
 from medmap.figures.latents import latent_map
@@ -28,11 +29,12 @@ def effects_along(results: Results) -> Figure:
     """What the arms with an opponent gain, at their places on the axis: over all subsets, and at its two ends."""
     there = {arm.name for arm in results.arms()}
     arms = [arm for arm in results.arms() if arm.at is not None and arm.against in there]
-    curves = {
-        group: [{"at": arm.at, **vars(effect(results, arm, Outcome("test", group, MEAN)).difference)} for arm in arms]
-        for group in (ALL, FULL, MISSING)
-    }
+    curves = {group: [{"at": arm.at, **_gain(results, arm, group)} for arm in arms] for group in (ALL, FULL, MISSING)}
     return along(curves, results.study.axis, "gain in points of Dice, mean of the regions", "no effect")
+
+
+def _gain(results: Results, arm: Arm, group: str) -> dict[str, Any]:
+    return vars(effect(results, arm.name, arm.against, Outcome("test", group, MEAN)).difference)
 
 
 def weights_over_steps(results: Results) -> Figure:
@@ -115,7 +117,10 @@ def total_correlations(results: Results) -> Iterator[str]:
         if there:
             cells = "; ".join(f"{one['nats']:.1f} [{one['low']:.1f}, {one['high']:.1f}]" for one in there)
             null = np.mean([one["null_mean"] for one in there])
-            yield f"| {arm.name} | {cells} | {null:.1f} | 0, as the encoders are private |"
+            given = [f[0].facts["latents"]["conditional"] for f in results.finished(arm.name)]
+            nats = max(abs(one["nats"]) for one in given)
+            private = "private" if all(one["private"] for one in given) else "not private"
+            yield f"| {arm.name} | {cells} | {null:.1f} | {nats:.1g}, encoders are {private} |"
 
 
 def leak_lines(results: Results) -> Iterator[str]:

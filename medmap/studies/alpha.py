@@ -5,8 +5,8 @@ alike and the full set of sequences, which had most to tell them apart by, suffe
 with everything is shown beside Dice with something missing.
 """
 
-from medmap.evidence.findings import FULL, MEAN, MISSING, Outcome
-from medmap.evidence.plan import Arm, Study
+from medmap.evidence.findings import MEAN, Outcome
+from medmap.evidence.plan import FULL, MISSING, Arm, Study
 from medmap.evidence.views import levels_along
 from medmap.studies._common import NONE, PHANTOMS, PSTAR, RECIPE
 

@@ -4,9 +4,11 @@ MedMAP reports its learned mixture P\* as the best of its anchors, before each f
 normal P^N, and all of them before no alignment (arXiv 2408.09465). Hypothesis: so it is. Its weights have no reason
 to leave 1/M, so the uniform mixture is the control that P\* has to beat; α = 0 is the control of all, and T without a
 loss that of the encoder T. Beside the paper's anchors stand those that carry information
-([which](../method.md#anchors-that-carry-information)). Every anchor acts on the deepest latents with α = 0.1, of T on
-its output.
+([which](../method.md#anchors-that-carry-information)), for the U-Net alone: that was cut for two
+cores to carry the grid, before any result was looked at. Every anchor acts on the deepest latents with α = 0.1, of T on its output.
 """
+
+from collections.abc import Mapping
 
 from medmap.evidence.plan import Arm, Study
 from medmap.evidence.views import latent_table
@@ -23,10 +25,13 @@ PUBLISHED = {
 INFORMED = {name: (f"align.anchor={name}",) for name in ("precision", "moments", "ema", "gated", "lckd")}
 
 
-def _arms(network: str, size: str) -> tuple[Arm, ...]:
-    model, chosen = (f"model.name={network}", size), {**PUBLISHED, **INFORMED}
+def _arms(network: str, size: str, anchors: Mapping[str, tuple[str, ...]]) -> tuple[Arm, ...]:
+    model = (f"model.name={network}", size)
     none = Arm(f"{network}, α = 0", (*model, NONE))
-    return (none, *(Arm(f"{network}, {name}", (*model, *s), against=none.name) for name, s in chosen.items()))
+    return (none, *(Arm(f"{network}, {name}", (*model, *s), against=none.name) for name, s in anchors.items()))
+
+
+CONTROLS = (("P*", "uniform"), ("T with P*", "T, no loss"))
 
 
 STUDY = Study(
@@ -35,7 +40,8 @@ STUDY = Study(
     about=__doc__.partition("\n\n")[2],
     data=PHANTOMS,
     recipe=RECIPE,
-    arms=(*_arms("unet", SMALL), *_arms("mmformer", TINY)),
+    arms=(*_arms("unet", SMALL, PUBLISHED | INFORMED), *_arms("mmformer", TINY, PUBLISHED)),
     minutes=5,
+    also=tuple((f"{network}, {a}", f"{network}, {b}") for network in ("unet", "mmformer") for a, b in CONTROLS),
     more=latent_table,
 )

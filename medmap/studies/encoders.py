@@ -3,8 +3,9 @@
 T maps each image to a latent before the backbone. The paper's is joint (groups = 1), and compares a private one a
 modality and a wider one. A joint T mixes images before anything is masked: in its published first form a "missing"
 sequence is dropped behind T and so never missing. *Leaking* is that form: it is shown as the fragment would score it,
-with the dropped images in T's view, beside what the same network reaches where they are really absent. P* acts on T's
-output. The backbones are a convolutional and a transformer network. Seconds and parameters are in the table.
+with the dropped images in T's view, beside what the same network reaches where they are really absent. Each T stands
+without a loss (against none) and with P* on its output (against the same T). The backbones are a convolutional and a transformer network. Seconds and
+parameters are in the table.
 """
 
 from medmap.evidence.plan import Arm, Study
@@ -17,13 +18,12 @@ STEMS = ("leaking", "joint", "non_shared", "enhanced")
 def _arms(network: str, size: str, stems: tuple[str, ...]) -> tuple[Arm, ...]:
     model = (f"model.name={network}", size)
     bare = Arm(f"{network}, no T", (*model, NONE))
-    return (
-        bare,
-        *(
-            Arm(f"{network}, {stem}", (*model, PSTAR, f"model.stem={stem}", "align.levels=[stem]"), against=bare.name)
-            for stem in stems
-        ),
-    )
+    arms = [bare]
+    for stem in stems:
+        alone = Arm(f"{network}, {stem}, no loss", (*model, NONE, f"model.stem={stem}"), against=bare.name)
+        pulled = (*model, PSTAR, f"model.stem={stem}", "align.levels=[stem]")
+        arms += [alone, Arm(f"{network}, {stem}", pulled, against=alone.name)]
+    return tuple(arms)
 
 
 STUDY = Study(

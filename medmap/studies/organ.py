@@ -4,9 +4,9 @@ Alignment speaks of modalities, not of brains. Livers with lesions in three phas
 the same network, the same recipe.
 """
 
-from medmap.evidence.plan import Phantoms, Study
+from medmap.evidence.plan import Arm, Phantoms, Study
 from medmap.phantom import Settings
-from medmap.studies._common import RECIPE, pairs
+from medmap.studies._common import NONE, PSTAR, RECIPE
 
 LIVERS = Phantoms("livers-4mm", settings=Settings(organ="liver", spacing_mm=4.0))
 
@@ -16,5 +16,5 @@ STUDY = Study(
     about=__doc__.partition("\n\n")[2],
     data=LIVERS,
     recipe=RECIPE,
-    arms=pairs([("liver", 0.0, LIVERS, ())]),
+    arms=(Arm("α = 0", (NONE,)), Arm("P*", (PSTAR,), against="α = 0")),
 )
