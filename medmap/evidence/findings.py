@@ -149,11 +149,11 @@ def verdict(found: Effect) -> str:
 
     >>> d = Difference(1.3, 0.6, 2.1, 0.01, 60, (3, 3), 0, True)
     >>> verdict(Effect("P*", "none", Outcome("test", ALL, MEAN), d, 0.02))
-    'P* raises the mean of all subsets by 1.3 points [0.6, 2.1] over none (3 and 3 runs, 60 patients, Holm p = 0.020).'
+    'P* raises the mean of all subsets by 1.3 points [0.6, 2.1] over none (3 and 3 runs, 60 cases, Holm p = 0.020).'
     """
     d, where = found.difference, "" if found.outcome.set == "test" else f" on {found.outcome.set}"
     what = f"the mean of {found.outcome.group}{where}"
-    who = f"{d.seeds[0]} and {d.seeds[1]} runs, {d.patients} patients"
+    who = f"{d.seeds[0]} and {d.seeds[1]} runs, {d.patients} cases"
     if not np.isfinite(d.low):
         return f"{found.arm} − {found.against}: {d.mean:+.1f} points of {what} ({who}); one run each: not evidence."
     interval = f"[{d.low:.1f}, {d.high:.1f}]"
@@ -222,7 +222,8 @@ def _levels(results: Results, name: str) -> Iterator[str]:
         mean = level(results, arm, Outcome(name, results.study.group, MEAN))
         answered = _answered(results, arm, name)
         called = arm.name if answered == most else f"{arm.name} ({answered} of {most} subsets)"
-        runs = f"{len(results.finished(arm.name))} | {validated(results, arm):.1f}"
+        best = validated(results, arm)
+        runs = f"{len(results.finished(arm.name))} | {f'{best:.1f}' if np.isfinite(best) else '–'}"
         within = f"{mean.mean:.1f} [{mean.low:.1f}, {mean.high:.1f}]"
         yield f"| {called} | {runs} | {within} | {' | '.join(cells)} | {having} |"
 

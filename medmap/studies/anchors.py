@@ -4,8 +4,8 @@ MedMAP reports its learned mixture P\* as the best of its anchors, before each f
 normal P^N, and all of them before no alignment (arXiv 2408.09465). Hypothesis: so it is. Its weights have no reason
 to leave 1/M, so the uniform mixture is the control that P\* has to beat; α = 0 is the control of all, and T without a
 loss that of the encoder T. Beside the paper's anchors stand those that carry information
-([which](../method.md#anchors-that-carry-information)), for the U-Net alone: that was cut for two
-cores to carry the grid, before any result was looked at. Every anchor acts on the deepest latents with α = 0.1, of T on its output.
+([which](../method.md#anchors-that-carry-information)), for the U-Net alone: that was cut for two cores to carry the
+grid, before any result was looked at. Every anchor acts on the deepest latents with α = 0.1, of T on its output.
 """
 
 from collections.abc import Mapping

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from medmap.core.modality import GLIOMA_MRI
-from medmap.evidence.findings import ALL, FULL, MEAN, MISSING, Outcome, effects, groups, level, page, table, verdict
-from medmap.evidence.plan import Arm, Patients, Phantoms, Study
+from medmap.errors import ConfigError
+from medmap.evidence.findings import MEAN, Outcome, effects, groups, level, main_effects, page, table, verdict
+from medmap.evidence.plan import ALL, FULL, MISSING, Arm, Patients, Phantoms, Study
 from medmap.evidence.results import DIVERGED, FINISHED, Result, Results, Scored, read_result, read_results, write_result
 from medmap.evidence.tables import latex, markdown, subset_rows
 
@@ -52,7 +53,7 @@ def test_a_gain_that_is_there_is_found_with_its_size() -> None:
     assert found.difference.high - found.difference.low < 0.5
     sentence = verdict(found)
     assert sentence.startswith("P* raises the mean of all subsets by 2.0 points [")
-    assert "over none (3 and 3 runs, 12 patients, Holm p = " in sentence
+    assert "over none (3 and 3 runs, 12 cases, Holm p = " in sentence
     assert "P* lowers the mean of all subsets by 2.0 points [1." in verdict(
         effects(results(-2.0), [Outcome("test", ALL, MEAN)])[0]
     )
@@ -84,9 +85,9 @@ def test_folds_of_a_seed_are_one_run_over_all_their_patients() -> None:
             ]
             found[arm.name].append([Result(t, FINISHED, n) for t, n in zip(folds, named, strict=True)])
     whole = Results(study, found)
-    values, patients = table(whole.finished("none"), Outcome("test", ALL, "WT"))
-    assert values.shape == (8, 3)
-    assert len(set(patients)) == 8
+    found_there = table(whole.finished("none"), Outcome("test", ALL, "WT"))
+    assert found_there.values.shape == (8, 3)
+    assert len(set(found_there.patients)) == 8
     assert abs(level(whole, study.arms[0], Outcome("test", ALL, "WT")).mean - 55) < 0.5
     found["none"][1][0] = None  # a fold is lacking: the seed does not count
     assert len(Results(study, found).finished("none")) == 2
@@ -125,7 +126,7 @@ def test_a_run_that_diverged_is_counted_and_not_scored(tmp_path) -> None:
     assert (read.count(), read.count(FINISHED), read.count(DIVERGED)) == (6, 5, 1)
     text = page(read, "medmap study made-up", [])
     assert "1 runs diverged" in text
-    assert "(2 and 3 runs, 12 patients" in text
+    assert "(2 and 3 runs, 12 cases" in text
     assert "Fewer than three runs: not evidence." in text
 
 
@@ -139,12 +140,102 @@ def test_the_table_of_papers_in_both_forms() -> None:
     head, cells = subset_rows(results(0.0), "test")
     assert head[:5] == ["t1n", "t1c", "t2w", "t2f", "WT none"]
     assert len(cells) == 16
-    assert cells[0][:4] == ["●", "○", "○", "○"]
+    assert cells[0][:4] == ["○", "○", "●", "○"]  # the field's tables begin with T2 alone
+    assert cells[4][:4] == ["○", "●", "●", "○"]
     assert cells[14][:4] == ["●"] * 4
     column = [float(line[4]) for line in cells]
     assert column[-1] == pytest.approx(np.mean(column[:-1]), abs=0.06)
     assert markdown(head, cells).count("\n") == 17
     text = latex(head, cells)
     assert text.startswith("\\begin{tabular}{ccccrrrrrr}")
-    assert r"$\bullet$ & $\circ$ & $\circ$ & $\circ$ & " in text
+    assert r"$\circ$ & $\circ$ & $\bullet$ & $\circ$ & " in text
     assert text.count(r"\\") == 17
+
+
+def scored(case: str, patient: str, value: float, subsets: Sequence[str] = SUBSETS, name: str = "test") -> Scored:
+    return Scored(name, case, patient, REGIONS, {(s, r): value for s in subsets for r in REGIONS})
+
+
+def made(study: Study, values: dict[str, list[tuple[Scored, ...]]]) -> Results:
+    """One result a seed and fold, of the rows given for each arm."""
+    return Results(
+        study,
+        {
+            arm.name: [
+                [Result(t, FINISHED, rows) for t, rows in zip(folds, values[arm.name], strict=True)]
+                for folds in study.trials(arm)
+            ]
+            for arm in study.arms
+        },
+    )
+
+
+def test_a_case_that_several_folds_were_tested_on_has_their_mean() -> None:
+    study = Study("s", "?", "", Patients("r", folds=2), STUDY.arms, seeds=1)
+    folds = [(scored("c", "p", value, name="elsewhere"),) for value in (20.0, 80.0)]
+    there = made(study, {"none": folds, "P*": folds})
+    assert table(there.finished("none"), Outcome("elsewhere", ALL, MEAN)).values.tolist() == [[50.0]]
+
+
+def test_arms_are_compared_case_by_case_whatever_the_order() -> None:
+    study = Study("s", "?", "", Phantoms("p"), STUDY.arms, seeds=3)
+    none = tuple(scored(f"c{i}", f"p{i // 2}", 10.0 * i) for i in range(6))  # two scans of each patient
+    star = tuple(scored(f"c{i}", f"p{i // 2}", 10.0 * i + 2) for i in reversed(range(6)))
+    (found,) = effects(made(study, {"none": [none], "P*": [star]}), [Outcome("test", ALL, MEAN)])
+    assert found.difference.mean == pytest.approx(2.0)
+    assert found.difference.high - found.difference.low < 1e-9
+    assert found.difference.patients == 6
+
+
+def test_a_set_that_only_some_arms_were_tested_on_is_told_of_them() -> None:
+    arms = (*STUDY.arms, Arm("far, none", ("align=none",)), Arm("far, P*", (), "far, none"))
+    study = Study("s", "?", "", Phantoms("p"), arms, seeds=3)
+    near = (scored("c", "p", 50.0), scored("d", "q", 60.0))
+    far = tuple(scored(row.case, row.patient, 30.0, name="far") for row in near)
+    there = made(study, {"none": [near], "P*": [near], "far, none": [far], "far, P*": [far]})
+    assert [(e.arm, e.outcome.set) for e in main_effects(there)] == [("P*", "test"), ("far, P*", "far")]
+    text = page(there, "medmap study s", [])
+    assert "nan" not in text
+    assert "Dice on far" in text
+
+
+def test_a_network_of_few_subsets_is_marked() -> None:
+    few = (scored("c", "p", 50.0, ["t1c", "t1n+t1c+t2w+t2f"]), scored("d", "q", 60.0, ["t1c", "t1n+t1c+t2w+t2f"]))
+    whole = (scored("c", "p", 50.0), scored("d", "q", 60.0))
+    there = made(Study("s", "?", "", Phantoms("p"), STUDY.arms, seeds=1), {"none": [whole], "P*": [few]})
+    assert "| P* (2 of 15 subsets) | 1 |" in page(there, "medmap study s", [])
+    _, cells = subset_rows(there, "test")
+    assert cells[-1][5] == "–"
+    assert "nan" not in markdown(*subset_rows(there, "test"))
+
+
+def test_a_cleaned_region_stands_beside_the_raw_one_and_has_no_part_in_the_mean() -> None:
+    rows = tuple(
+        Scored("test", f"c{i}", f"p{i}", ("WT",), {("t1c", "WT"): 40.0, ("t1c", "ET"): 0.0, ("t1c", "ET-pp"): 100.0})
+        for i in range(2)
+    )
+    there = made(Study("s", "?", "", Phantoms("p"), STUDY.arms, seeds=1), {"none": [rows], "P*": [rows]})
+    found = table(there.finished("none"), Outcome("test", ALL, MEAN))
+    assert found.values.ravel().tolist() == [20.0, 20.0]
+    assert "WT / ET / ET-pp" in page(there, "medmap study s", [])
+    having = table(there.finished("none"), Outcome("test", ALL, "ET-pp"), having=True)
+    assert np.isnan(having.values).all()  # nobody has an enhancing tumour
+
+
+def test_further_pairs_of_arms_are_compared_too() -> None:
+    arms = (Arm("none"), Arm("P*", ("align.anchor=pstar",), "none"), Arm("mean", ("align.anchor=uniform",), "none"))
+    study = Study("s", "?", "", Phantoms("p"), arms, also=(("P*", "mean"),))
+    there = results(1.0, study)
+    assert [(e.arm, e.against) for e in main_effects(there)] == [("P*", "none"), ("mean", "none"), ("P*", "mean")]
+    with pytest.raises(ConfigError, match="nobody"):
+        Study("s", "?", "", Phantoms("p"), arms, also=(("P*", "nobody"),))
+
+
+def test_a_case_that_lacks_a_sequence_is_written_and_read(tmp_path) -> None:
+    (trial,) = STUDY.trials(STUDY.arms[0])[0]
+    some = [subset for subset in SUBSETS if "t1c" not in subset.split("+")]
+    made_rows = (scored("few", "p", 10.0, some), scored("all", "q", 20.0))
+    write_result(tmp_path, Result(trial, FINISHED, made_rows, {}))
+    read = read_result(tmp_path, trial)
+    assert read is not None
+    assert read.rows == made_rows

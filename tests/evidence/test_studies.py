@@ -146,7 +146,7 @@ def test_methods_side_by_side_on_ones_own_patients(made_up_brats: dict[str, Path
     found = json.loads((tmp_path / "2018.json").read_text())
     assert found["runs"] == {"needed": 6, "finished": 6, "diverged": 0}
     page = (tmp_path / "2018.md").read_text()
-    assert "1 and 1 runs, 1 patients" in page  # of uhved
+    assert "1 and 1 runs, 1 cases" in page  # of uhved
     assert "uhved tiny, pstar − uhved tiny, none" in page
     assert "| ● | ○ | ○ | ○ |" in page
     assert (tmp_path / "2018.tex").read_text().startswith(r"\begin{tabular}")
