@@ -7,9 +7,8 @@ import sys
 
 import pytest
 
+from medmap.cli.app import VERBS
 from medmap.phantom import Settings, write_phantoms
-
-VERBS = ["simulate", "check", "prepare", "train", "evaluate", "predict", "compare", "report", "doctor"]
 
 
 def run(*words: object) -> None:
