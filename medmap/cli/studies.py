@@ -86,12 +86,13 @@ def study(
     chosen = study_named(name)
     if data is not None:
         chosen = _on(chosen, *_own(data, split, folds, spacing))
-    chosen = replace(chosen, recipe=(*chosen.recipe, *(settings or [])), seeds=min(seeds or chosen.seeds, chosen.seeds))
+    chosen = replace(chosen, seeds=min(seeds or chosen.seeds, chosen.seeds))
     own = _words({"--data": data, "--split": split, "--folds": folds, "--spacing": spacing}) if data else []
     command = " ".join(["medmap study", name, *own, *_words({"--seeds": seeds, "--set": settings}), "--resume"])
     if quick:
         out, work = out / "quick", work / "quick"
         chosen = chosen.quick()
+    chosen = replace(chosen, arms=tuple(replace(a, settings=(*a.settings, *(settings or []))) for a in chosen.arms))
     _run(chosen, command, resume or quick, pages, budget, jobs, out, work, device, ray, data)
 
 
@@ -142,7 +143,7 @@ def bench(
     usual, usual_recipe = (PHANTOMS, RECIPE) if phantoms else (AFRICA, REAL)
     tested, division = (usual, ()) if data is None else _own(data, split, folds, spacing)
     recipe = (*(usual_recipe if config is None else ()), *division, *(settings or []))
-    chosen = side_by_side(*listed, tested, recipe, seeds, name)
+    chosen = side_by_side(*listed, tested, recipe, seeds, name, small=config is None)
     if config is not None:
         chosen = _with_recipe(chosen, config, settings or [])
     own = _words({"--data": data, "--split": split, "--folds": folds, "--spacing": spacing}) if data else []

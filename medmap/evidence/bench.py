@@ -59,9 +59,17 @@ def parse_anchor(text: str) -> tuple[str, ...]:
 
 
 def bench(
-    methods: Sequence[str], anchors: Sequence[str], data: Data, recipe: Sequence[str], seeds: int, name: str
+    methods: Sequence[str],
+    anchors: Sequence[str],
+    data: Data,
+    recipe: Sequence[str],
+    seeds: int,
+    name: str,
+    small: bool = False,
 ) -> Study:
     """Every method with every anchor; the first anchor of a method is what its others are compared with.
+
+    small: methods that name no size have the one that two cores carry, and are called by it
 
     Raises InputError for a method or an anchor that there is not, and with fewer than one of either.
     """
@@ -69,6 +77,8 @@ def bench(
         raise InputError("a bench needs a method and an anchor or more, such as --methods unet --align none,pstar")
     arms = []
     for method in map(parse_method, methods):
+        if small and method.size is None:
+            method = method._replace(size="small" if method.name == "unet" else "tiny")
         model = [f"model.name={method.name}", *([f"model.size={method.size}"] if method.size else [])]
         called = method.name if method.size is None else f"{method.name} {method.size}"
         for number, anchor in enumerate(anchors):

@@ -98,7 +98,8 @@ def _patients(data: Patients, work: Path, places: Mapping[str, Path]) -> Path:
     where = places[data.name]
     if (where / "manifest.json").is_file():
         return where
-    store = work / "data" / data.name / "store"
+    spacing = "own" if data.spacing_mm is None else f"{data.spacing_mm:g}mm"
+    store = work / "data" / f"{data.name}-{spacing}" / "store"
     report = write_store(recognise(where), store, data.spacing_mm)
     if report.failed:
         raise InputError(f"{where}: {len(report.failed)} cases cannot be prepared, such as {next(iter(report.failed))}")
@@ -239,7 +240,7 @@ def _way(run: Path) -> dict[str, Any]:
         return {}
     log = read_log(run / LOG)
     train = [row for row in log if row["kind"] == "train"]
-    thin = train[:: max(1, len(train) // POINTS)]
+    thin = [*train[: -1 : max(1, len(train) // POINTS)], *train[-1:]]
     validation = [{k: v for k, v in row.items() if k not in ("kind", "subsets")} for row in log if row["kind"] == "val"]
     way: dict[str, Any] = {"validation": _short(validation)}
     if train:

@@ -72,15 +72,46 @@ def last_weights(results: Results) -> Iterator[str]:
 
 def latent_table(results: Results) -> Iterator[str]:
     """What training made of the latents, means over the seeds: the deepest or the first aligned level of each arm."""
-    yield "Latents of test patients after training ([what the numbers are](../theory.md)); means over the runs."
+    yield "Latents of test patients ([what the numbers are](../theory.md)), means over the runs: before → after training."
     yield ""
+    yield from _latent_rows([(arm.name, _levels_of(results, arm, None)) for arm in results.arms()])
+
+
+def latent_tables(results: Results) -> Iterator[str]:
+    """The same of every level that all arms have, the deepest first."""
+    arms = results.arms()
+    runs = [run for arm in arms for run in _first_folds(results, arm)]
+    there = [set(run.facts.get("latents", {}).get("levels", {})) for run in runs]
+    for name in sorted(set.intersection(*there), reverse=True) if there else ():
+        yield f"Latents of test patients at {name} ([what the numbers are](../theory.md)): before → after training."
+        yield ""
+        yield from _latent_rows([(arm.name, _levels_of(results, arm, name)) for arm in arms])
+        yield ""
+
+
+def _latent_rows(found: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> Iterator[str]:
     yield f"| | {' | '.join(NUMBERS)} |"
     yield "|---|" + "---|" * len(NUMBERS)
-    for arm in results.arms():
-        levels = [level for folds in results.finished(arm.name) for level in _first_level(folds[0])]
+    for name, levels in found:
         if levels:
-            cells = [_number([_at(level["after"], *path) for level in levels]) for path in NUMBERS.values()]
-            yield f"| {arm.name} | {' | '.join(cells)} |"
+            pairs = (
+                [_number([_at(level[when], *path) for level in levels]) for when in ("before", "after")]
+                for path in NUMBERS.values()
+            )
+            yield f"| {name} | {' | '.join(' → '.join(pair) for pair in pairs)} |"
+
+
+def _first_folds(results: Results, arm: Arm) -> list[Result]:
+    return [folds[0] for folds in results.finished(arm.name)]
+
+
+def _levels_of(results: Results, arm: Arm, name: str | None) -> list[Mapping[str, Any]]:
+    """Numbers on one level of every run of an arm; of its first one where none is named."""
+    runs = _first_folds(results, arm)
+    if name is None:
+        return [first for run in runs for first in _first_level(run)]
+    every = (run.facts.get("latents", {}).get("levels", {}) for run in runs)
+    return [levels[name] for levels in every if name in levels]
 
 
 def latents_along(results: Results, path: tuple[str, ...], what: str) -> Figure:
@@ -150,6 +181,8 @@ NUMBERS = {
     "gap": ("gap", "share"),
     "KL between modalities, nats a channel": ("kl", "mean"),
     "MMD": ("mmd", "mean"),
+    "cosine, same patient": ("likeness", "matched"),
+    "cosine, same modality": ("likeness", "shuffled"),
     "a modality is guessed": ("probe", "accuracy"),
     "a patient is found": ("retrieval", "accuracy"),
     "effective rank": ("rank", "effective"),

@@ -7,7 +7,7 @@ training. Hypothesis: alignment closes the gap at equal Dice. P\* with ten times
 """
 
 from medmap.evidence.plan import Arm, Study
-from medmap.evidence.views import latent_table, map_of
+from medmap.evidence.views import latent_tables, map_of
 from medmap.studies._common import NONE, PHANTOMS, PSTAR, RECIPE
 
 STUDY = Study(
@@ -22,6 +22,6 @@ STUDY = Study(
         Arm("P*, α = 1", (PSTAR, "align.alpha=1"), against="α = 0"),
         Arm("moments", ("align.anchor=moments",), against="α = 0"),
     ),
-    more=latent_table,
+    more=latent_tables,
     draws={"map-none": map_of("α = 0"), "map-pstar": map_of("P*")},
 )

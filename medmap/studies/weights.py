@@ -14,7 +14,9 @@ FORMS = {
     "softmax": (),
     "softmax, detached": ("align.detach=true",),
     "published w/Σw": ("align.weights=ratio",),
+    "published w/Σw, detached": ("align.weights=ratio", "align.detach=true"),
     "softmax, filled": ("align.fill=kept",),
+    "softmax, filled by what was dropped": ("align.fill=seen",),
     "published w/Σw, filled": ("align.weights=ratio", "align.fill=kept"),
     "uniform, filled": ("align.anchor=uniform", "align.fill=kept"),
 }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+import json
+from dataclasses import asdict, replace
 
 import pytest
 
 from medmap.config import load_config
 from medmap.core.modality import ModalitySet
 from medmap.errors import ConfigError
-from medmap.evidence.plan import Arm, Patients, Phantoms, Study, Trial
+from medmap.evidence.bench import bench
+from medmap.evidence.plan import RECIPE, Arm, Patients, Phantoms, Study, Trial
 from medmap.phantom import Settings
 from medmap.studies import study_named, study_names
 
@@ -24,6 +27,15 @@ def trial(*settings: str, data: Phantoms | Patients = SMALL) -> Trial:
 def test_the_name_of_a_trial_stays_what_it_was() -> None:
     """Results that are kept belong to names: whoever changes them loses hundreds of runs."""
     assert TRIAL.key == "small.unet-base.pstar.s1.73a0c7286f"
+
+
+def test_whoever_changes_a_default_counts_the_recipe_up() -> None:
+    """A trial is named by what is not the default, so that another default would find results that are not its own."""
+    config = load_config(None, []).model_dump(mode="json")
+    for part in ("name", "predict"):
+        config.pop(part)
+    defaults = hashlib.sha256(json.dumps([config, asdict(Phantoms(""))], sort_keys=True, default=str).encode())
+    assert (RECIPE, defaults.hexdigest()[:10]) == (1, "c6e85dbaca"), "count RECIPE of medmap.evidence.plan up"
 
 
 @pytest.mark.parametrize(
@@ -81,3 +93,17 @@ def test_every_study_asks_one_question_and_compares_something(name: str) -> None
     assert any(arm.against for arm in study.arms)
     assert study.seeds >= 3  # fewer are no evidence
     assert len({trial.key for trial in study.all_trials()}) == len(study.all_trials())
+
+
+def test_methods_that_name_no_size_have_one_that_two_cores_carry() -> None:
+    settings = [
+        arm.settings[:2]
+        for arm in bench(["unet", "mmformer", "rfnet/faithful"], ["none"], SMALL, (), 1, "b", True).arms
+    ]
+    assert settings == [
+        ("model.name=unet", "model.size=small"),
+        ("model.name=mmformer", "model.size=tiny"),
+        ("model.name=rfnet", "model.size=faithful"),
+    ]
+    (unsized,) = bench(["mmformer"], ["none"], SMALL, (), 1, "b").arms  # a file has the sizes
+    assert "model.size" not in " ".join(unsized.settings)
