@@ -96,7 +96,7 @@ class PhantomStream:
         if not workers:
             return
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(workers, get_context("spawn"), alone_on_its_core)
+            self._pool = ProcessPoolExecutor(workers, get_context("spawn"), alone_on_its_core, (os.getpid(),))
             weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
         for id in ids:
             if len(self._coming) >= AHEAD:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+from medmap.core.children import end_with
 from medmap.core.memory import keep_freed_memory
 from medmap.errors import InputError, MedmapError
 from medmap.evidence.plan import Study, Trial
@@ -23,9 +22,6 @@ from medmap.scale import spread
 
 ROOM_GB = 2.0
 """What a study's prepared data and the checkpoints of one run may take on the disk, for every run at a time."""
-
-WATCH_S = 2.0
-"""So often a process looks whether its parent is still there."""
 
 Told = Callable[[int, int, str], None]
 
@@ -141,14 +137,8 @@ def _local(
 
 def _begin(parent: int) -> None:
     """A process that trains for an hour must not outlive a killed parent, which cannot take its result any more."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(WATCH_S)
-        os._exit(1)
-
     keep_freed_memory()
-    threading.Thread(target=watch, daemon=True).start()
+    end_with(parent)
 
 
 @contextmanager

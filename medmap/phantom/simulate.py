@@ -19,6 +19,7 @@ from torch import Tensor
 
 from medmap.core.box import Index3
 from medmap.core.case import Case
+from medmap.core.children import end_with
 from medmap.core.memory import keep_freed_memory
 from medmap.core.modality import ModalitySet
 from medmap.core.signal import bias_coefficients, complex_noise
@@ -162,8 +163,12 @@ def simulate(
     return Case(id or f"PHANTOM-{seed:05d}-000", named, affine, labels)
 
 
-def alone_on_its_core() -> None:
-    """How a process that simulates for another one begins: one thread, and an interrupt is its parent's business."""
+def alone_on_its_core(parent: int) -> None:
+    """How a process that simulates for another one begins: one thread, and an interrupt is its parent's business.
+
+    parent: the other one's process id, with which it ends
+    """
+    end_with(parent)
     torch.set_num_threads(1)
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

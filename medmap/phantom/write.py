@@ -144,7 +144,7 @@ def _worked(out: Path, jobs: Sequence[Job], settings: Settings, layout: Layout, 
     if workers <= 1:
         yield from (_work(out, job, settings, layout) for job in jobs)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), alone_on_its_core) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), alone_on_its_core, (os.getpid(),)) as pool:
         try:
             yield from pool.map(_work, *zip(*((out, job, settings, layout) for job in jobs), strict=True))
         except BaseException:
