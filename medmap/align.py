@@ -276,8 +276,10 @@ def build_segmenter(model: ModelConfig, align: AlignConfig, modalities: Modality
     wanted = align.levels or tuple(backbone.strides)[-1:]
     for level in wanted:
         if level not in offered:
+            near = get_close_matches(level, offered, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
             raise ConfigError(
-                f"align.levels: {model.name} {model.size} has no level {level!r}; it offers {', '.join(offered)}"
+                f"align.levels: {model.name} {model.size} has no level {level!r}; {hint}it offers {', '.join(offered)}"
             )
     if align.anchor == "none" or (align.alpha == 0 and align.fill == "none"):
         wanted = ()

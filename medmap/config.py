@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from difflib import get_close_matches
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from medmap.errors import ConfigError
 
@@ -56,7 +57,7 @@ class PhantomConfig(_Section):
     """How phantoms are made that training draws as it goes (``data.source: phantom``).
 
     organ, spacing_mm, noise, noise_correlation, operated, grown: as `medmap simulate` takes them
-    randomised: weight of the randomised mode: share of scans with random contrast
+    randomised: weight of the randomised mode: share of scans with random contrast; gamma: how far these are bent
     val:        patients kept for validation
     patients:   how many to train on; they stay in memory (3 MB each at 2 mm). A new one for every patch where null
     workers:    processes that simulate ahead; one fewer than there are cores where null; 0: none but the training's
@@ -67,6 +68,7 @@ class PhantomConfig(_Section):
     noise: Annotated[float, Field(ge=0)] = 0.015
     noise_correlation: Fraction = 0.0
     randomised: Fraction = 0.3
+    gamma: Annotated[float, Field(ge=0, le=2)] = 0.3
     operated: Fraction = 0.0
     grown: Fraction = 1.0
     val: Count = 8
@@ -148,16 +150,29 @@ class AlignConfig(_Section):
         return self
 
 
+SUBSETS = ("uniform", "counts", "bernoulli", "full")
+"""Ways to draw what a training pass may look at."""
+
+
+def _drawn_or_named(value: str) -> str:
+    near = get_close_matches(value, SUBSETS, n=1)
+    if value not in SUBSETS and (near or not re.fullmatch(r"\w+([+,]\w+)*", value)):
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"{hint}expected {', '.join(SUBSETS)}, or a subset such as t1c+t2f")
+    return value
+
+
 class SamplingConfig(_Section):
     """Which sequences a training pass may look at.
 
     subsets:          uniform over the non-empty subsets of what is seen; counts: first how many, then which;
-                      bernoulli: each kept with ``keep_probability``, at least one; full: everything seen
+                      bernoulli: each kept with ``keep_probability``, at least one; full: everything seen; or one
+                      subset for all, as t1c+t2f: a model for a clinic that has these
     keep_probability: of ``bernoulli``
     per:              sample: one mask each; batch: the published form, sample 0's mask for all
     """
 
-    subsets: Literal["uniform", "counts", "bernoulli", "full"] = "uniform"
+    subsets: Annotated[str, AfterValidator(_drawn_or_named)] = "uniform"
     keep_probability: Annotated[float, Field(gt=0, le=1)] = 0.5
     per: Literal["sample", "batch"] = "sample"
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -178,6 +178,7 @@ class Segmenter(Staged[Task, dict[str, Any]]):
         prediction, scheme, undivided = _told(prediction, whole, read.left_out)
         record = {
             **read.record,
+            "sequences": _sequences(read.record["sequences"], prediction.used),
             "model": about_model(self.predictor, self.model, answer.agreement),
             "labels": {"scheme": scheme.name, "codes": dict(scheme.codes), "undivided": undivided},
             "small_enhancing_tumour_dropped_below_ml": self.predictor.et_min_ml if self.clean else None,
@@ -239,6 +240,12 @@ def _told(
     if probabilities is not None:
         probabilities = {region: probabilities[region] for region in told.regions}
     return replace(prediction, classes=table[prediction.classes], probabilities=probabilities), told, undivided
+
+
+def _sequences(given: Mapping[str, list[str]], used: Sequence[str]) -> dict[str, list[str]]:
+    """Which sequences were used: one that the model could not use beside the others was given and ignored."""
+    answered, left = ([name for name in given["used"] if (name in used) is wanted] for wanted in (True, False))
+    return {**given, "used": answered, "ignored": [*given["ignored"], *left]}
 
 
 def _volumes_ml(prediction: Prediction, scheme: LabelScheme) -> dict[str, float]:

@@ -30,7 +30,7 @@ from medmap.core.labels import LabelScheme
 from medmap.core.metrics import dice
 from medmap.core.processes import gathered, processes, processes_here, rank
 from medmap.criterion import Lesson
-from medmap.data.dataset import Patients, training_batch
+from medmap.data.dataset import Patients, answers_asked, training_batch
 from medmap.data.source import Source
 from medmap.data.splits import Split, choose_split
 from medmap.diagnosis import Latents, latent_spread, means, over_alignment, overheard
@@ -151,9 +151,7 @@ def _begun(
 
 def _batches(config: Config, train: Patients, state: State, where: torch.device) -> Iterator[Batch]:
     """This process's rows of the batch of every step that is left."""
-    subsets = state.network.backbone.supported_subsets()
-    supported = np.array([subset.mask(train.modalities) for subset in subsets])
-    answers = None if len(supported) == 2 ** len(train.modalities) - 1 else supported
+    answers = answers_asked(config, state.network.backbone.supported_subsets(), train)
     share = config.train.batch_size // processes()
     rows = slice(rank() * share, (rank() + 1) * share)
 

@@ -453,6 +453,11 @@ def test_an_unknown_level_is_told_with_those_there_are(stem: str, offered: str) 
         segmenter(stem, levels=("x2", "x7"))
 
 
+def test_a_level_that_is_nearly_one_is_told_which() -> None:
+    with pytest.raises(ConfigError, match="no level 'xx2'; did you mean x2"):
+        segmenter("none", levels=("xx2",))
+
+
 def test_the_stem_is_a_level_only_where_there_is_one() -> None:
     with pytest.raises(ConfigError, match="no level 'stem'"):
         segmenter("none", levels=("stem",))

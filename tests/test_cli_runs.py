@@ -349,3 +349,19 @@ def test_what_cannot_be_predicted(tiny_run: Path, tiny_phantoms: Path, image: Pa
     assert "is the image" in refused("--t2f", own, out=own)
     missing = fails("predict", "--model", tmp_path / "no", "--t2f", image, "-o", tmp_path / "seg.nii.gz")
     assert "no does not exist; expected a run folder" in missing
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("model=mmfomer", "did you mean mmformer"),
+        ("align.levels=[xx1]", "unet base has no level 'xx1'; did you mean x1"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_network_that_there_is_not_is_refused_before_anything_is_prepared(
+    tiny_phantoms: Path, tmp_path: Path, key: str, told: str, more: list[str]
+) -> None:
+    text = fails("train", "-d", tiny_phantoms, "-o", tmp_path / "run", "--set", key, *more)
+    assert told in text
+    assert not (tmp_path / "run").exists()

@@ -54,6 +54,15 @@ def test_it_predicts_from_two_sequences_on_the_patients_own_grid(out: Path) -> N
     assert set(record["sequences"]["missing"]) == {"t1n", "t1c"}
 
 
+def test_it_predicts_with_the_model_that_comes_with_medmap_too(out: Path) -> None:
+    mask = nib.load(out / "prediction" / "from-two-sequences-shipped.nii.gz")
+    record = json.loads((out / "prediction" / "from-two-sequences-shipped.medmap.json").read_text(encoding="utf-8"))
+    own = json.loads((out / "prediction" / "from-two-sequences.medmap.json").read_text(encoding="utf-8"))
+    assert set(np.unique(mask.dataobj)) <= {0, 1, 2, 3}
+    assert record["model"] != own["model"]
+    assert record["sequences"] == own["sequences"]
+
+
 def test_a_second_call_trains_nothing_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = (out / "checkpoints" / "best" / "model.safetensors").read_bytes()
     monkeypatch.setattr(demo, "fit", lambda *args, **kwargs: pytest.fail("trained again"))

@@ -534,3 +534,20 @@ def test_what_to_expect_in_words(measured_run: Path) -> None:
     ]
     expected["dice"]["WT"] |= {"p10": 0.62, "p90": 0.91}
     assert list(expectation(expected))[1] == "  WT  80 [10, 90], 8 of 10 cases between 62 and 91"
+
+
+def test_a_sequence_that_the_model_could_not_use_is_recorded_as_ignored(
+    images: dict[str, Path], predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As PMKL's students are, of whom none answers from a pair."""
+    begin = Predictor.begin
+
+    def of_one(self: Predictor, case: Case) -> Any:
+        return begin(self, Case(case.id, {"t2w": case.images["t2w"]}, case.affine))
+
+    monkeypatch.setattr(Predictor, "begin", of_one)
+    given = read_inputs({name: images[name] for name in ("t2w", "t2f")}, known=GLIOMA_MRI)
+    record = segment_case(predictor, given, tmp_path / MASK)
+    assert record["sequences"]["used"] == ["t2w"]
+    assert record["sequences"]["ignored"] == ["t2f"]
+    assert json.loads(record_path(tmp_path / MASK).read_text())["sequences"] == record["sequences"]

@@ -132,6 +132,17 @@ def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(
     assert_same_run(run, done(name))
 
 
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_teacher_and_students_go_on_where_they_were_interrupted(store: Store, tmp_path: Path, step: int) -> None:
+    """At the last step of the teacher, and at the first of the students."""
+    four = config(model={"name": "pmkl", "size": "tiny"}, train__steps=4, data__val_fraction=0)
+    fit(four, store, tmp_path / "whole", device="cpu")
+    with pytest.raises(Interrupted):
+        fit(four, store, tmp_path / "parts", device="cpu", on_row=interrupt_at("train", step))
+    fit(four, store, tmp_path / "parts", device="cpu", resume=True)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
 def test_a_run_may_be_interrupted_again_and_again(store: Store, done: Callable[[str], Path], tmp_path: Path) -> None:
     run, name = tmp_path / "run", "fp32, adamw"
     for resume, step in ((False, 2), (True, 3), (True, 5)):

@@ -66,6 +66,9 @@ def simulate(
     mode: Annotated[
         str, typer.Option("--mode", metavar="MODE", help="physical, randomised, or the weight of randomised, 0 to 1.")
     ] = "physical",
+    gamma: Annotated[
+        float, typer.Option("--gamma", metavar="G", help="Random contrast is bent by exponents of at most exp(G).")
+    ] = 0.3,
     noise: Annotated[
         float, typer.Option("--noise", metavar="S", help="Its sigma; white matter's signal is 1.")
     ] = 0.015,
@@ -103,6 +106,7 @@ def simulate(
         noise=noise,
         noise_correlation=correlation,
         randomised=_weight(mode),
+        gamma=gamma,
         operated=operated,
         grown=grown,
         shape=_voxels(shape),

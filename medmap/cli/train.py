@@ -101,6 +101,9 @@ def train(
             f"{source}: is not prepared, and {crew.size} processes cannot share that work; do it first: "
             f"medmap prepare {source} -o STORE"
         )
+    if source is not None and not is_store(source):
+        for job in jobs:
+            _check_network(job)
     if dry_run and source is not None and not is_store(source):
         _say_unprepared(source, labels, spacing, jobs)
         return
@@ -153,6 +156,18 @@ def _one_each(args: Sequence[str]) -> list[str]:
 
 
 # ---- what is said ------------------------------------------------------------------------------------------------
+
+
+def _check_network(job: Job) -> None:
+    """Names of network, size and levels, before hours of preparing. Raises ConfigError for one that there is not."""
+    import torch
+
+    from medmap.align import build_segmenter
+    from medmap.core.modality import GLIOMA_MRI, ModalitySet
+
+    names = job.config.data.modalities
+    with torch.device("meta"):
+        build_segmenter(job.config.model, job.config.align, ModalitySet(names) if names else GLIOMA_MRI, classes=4)
 
 
 def _say_unprepared(source: Path, labels: str | None, spacing_mm: float | None, jobs: list[Job]) -> None:

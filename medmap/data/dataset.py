@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medmap.config import Config, SamplingConfig, TrainConfig
+from medmap.config import SUBSETS, Config, SamplingConfig, TrainConfig
 from medmap.core.box import Box, Index3
 from medmap.core.case import Batch, Prepared
 from medmap.core.modality import ModalitySet
 from medmap.data.augment import apply_draw, draw
 from medmap.data.source import Source
-from medmap.errors import InputError
+from medmap.errors import ConfigError, InputError
 
 # Independent streams of random numbers of one seed.
 ORDER, CROP, SUBSET, AUGMENT = range(4)
@@ -175,6 +175,31 @@ class Patients(Sequence[Prepared]):
     def __getitem__(self, index: Any) -> Any:
         case = self.source.load(self.ids[index])
         return replace(case, images={n: image for n, image in case.images.items() if n in self.modalities})
+
+
+def answers_asked(config: Config, supported: Sequence[ModalitySet], train: Patients) -> NDArray[np.bool_] | None:
+    """Bool[S M]: the subsets that training asks for, where these are not all.
+
+    supported: those that the network answers
+    Raises ConfigError where the one subset that ``sampling.subsets`` names is none of them, and InputError for patients
+    who lack it.
+    """
+    named = None if config.sampling.subsets in SUBSETS else train.modalities.parse(config.sampling.subsets)
+    if named is None:
+        every = len(supported) == 2 ** len(train.modalities) - 1
+        return None if every else np.array([subset.mask(train.modalities) for subset in supported])
+    if named not in supported:
+        raise ConfigError(
+            f"sampling.subsets: {config.model.name} has no answer from {named}; it answers "
+            f"{', '.join(map(str, supported))}"
+        )
+    lacking = [case for case in train.ids if not set(named) <= set(train.source.sequences(case))]
+    if lacking:
+        raise InputError(
+            f"sampling.subsets: {named} is to be learned from, and {len(lacking)} cases lack some of it "
+            f"({', '.join(lacking[:5])}); leave them out, or take uniform"
+        )
+    return named.mask(train.modalities)[None]
 
 
 def _tumour_voxel(prepared: Prepared, generator: np.random.Generator) -> NDArray[np.int64] | None:

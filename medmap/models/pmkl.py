@@ -39,7 +39,8 @@ Transactions on Medical Imaging 41 (2022). Deviations from the public code:
   which it fades like 1/T². Without a voxel that counts it is 0, not 0/0.
 * ``contrastive`` looks at deepest latents, pooled over the whole volume. The original flattens a map of 41³ · 16
   numbers of the decoder and spends 70 M parameters on two dense layers of it, for crops of 80³ voxels only.
-* The criterion (Dice + cross-entropy) is medmap's. The L2 of 1e-5 is the optimiser's weight decay.
+* The criterion (Dice + cross-entropy) is medmap's. The L2 of 1e-5 is the optimiser's weight decay,
+  which spares biases; its momentum is Nesterov's; patches are augmented and gradients clipped as for every network.
 """
 
 from __future__ import annotations

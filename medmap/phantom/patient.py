@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ def draw_patient(seed: int, organ: str = "brain", *, operated: bool = False, gro
         body=kind.draw({part: stream(seed, part) for part in kind.drawn}, operated, grown),
         relaxation=_draw_relaxation(kind, field_t, stream(seed, "relaxation")),
         agent_mmol_l=kind.agent(stream(seed, "agent")),
-        scans={name: _draw_scan(kind, name, field_t, stream(seed, f"scan {name}")) for name in kind.sequences},
+        scans={name: _draw_scan(kind, name, field_t, seed) for name in kind.sequences},
     )
 
 
@@ -81,8 +81,10 @@ def organ_named(name: str) -> Organ:
     return ORGANS[name]
 
 
-def _draw_scan(organ: Organ, name: str, field_t: float, generator: np.random.Generator) -> Scan:
-    return draw_scan(organ.sequences[name](field_t, generator), tuple(organ.tissues), generator)
+def _draw_scan(organ: Organ, name: str, field_t: float, seed: int) -> Scan:
+    generator = stream(seed, f"scan {name}")
+    scan = draw_scan(organ.sequences[name](field_t, generator), tuple(organ.tissues), generator)
+    return replace(scan, gamma_score=float(stream(seed, f"gamma {name}").uniform(-1, 1)))
 
 
 def _draw_relaxation(organ: Organ, field_t: float, generator: np.random.Generator) -> dict[str, dict[str, float]]:

@@ -79,6 +79,7 @@ class Scan:
     randomness:    0 … 1; the scan has random contrast where this is below the weight of the randomised mode
     random_signal: {tissue: signal} in that case; around the physical one where ``around`` > 0
     around:        standard deviation of the log of signal over physical signal; 0: any signal
+    gamma_score:   −1 … 1; log of the exponent that bends random contrast, relative to the largest of the set
     """
 
     timing: Timing
@@ -100,6 +101,7 @@ class Scan:
     randomness: float
     random_signal: Mapping[str, float]
     around: float
+    gamma_score: float = 0.0
 
 
 def draw_scan(timing: Timing, tissues: Sequence[str], generator: np.random.Generator) -> Scan:
@@ -202,6 +204,15 @@ def acquire(
         image = image + scan.ghost * image.roll(round(scan.ghost_shift * n), dims=scan.ghost_axis)
     image = rician(image, along_axes(noise, spread), sigma)
     return image * bias_field((x, y, z), scan.bias, bias_coefficients)
+
+
+def bent(image: Float[Tensor, "X Y Z"], exponent: float) -> Float[Tensor, "X Y Z"]:
+    """x' = max x · (x / max x)^γ: dark tissues are spread (γ < 1) or pressed together (γ > 1); the brightest stays.
+
+    image: magnitudes, 0 or more; exponent: γ > 0
+    """
+    top = image.amax().clamp(min=1e-12)
+    return top * (image / top) ** exponent
 
 
 def acquisition(scan: Scan, shape: Index3, spacing_mm: float) -> tuple[list[Matrix], list[Matrix]]:

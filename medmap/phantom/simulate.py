@@ -25,7 +25,7 @@ from medmap.core.modality import ModalitySet
 from medmap.core.signal import bias_coefficients, complex_noise
 from medmap.errors import InputError
 from medmap.phantom.patient import Patient, draw_patient, organ_named, stream
-from medmap.phantom.scan import acquire, signals
+from medmap.phantom.scan import acquire, bent, signals
 from medmap.phantom.space import Lattice, smooth_field
 
 TEXTURE_MM = 3.5
@@ -45,6 +45,7 @@ class Settings:
     noise:             median over scans of σ of the complex noise, in units of the image's white-matter signal
     noise_correlation: ρ between the complex noise of any two modalities, 0 … 1
     randomised:        weight of the randomised mode: the share of scans with random contrast, 0 (physical) … 1
+    gamma:             largest |log γ| of the exponent that bends scans with random contrast; 0: none
     operated:          share of patients after surgery, with a resection cavity, 0 … 1
     grown:             share of tumours that grow by reaction–diffusion, 0 … 1; the others are round
     shape:             X, Y, Z voxels of the box, with room for any body; by default the next multiples of 8 above that
@@ -58,6 +59,7 @@ class Settings:
     noise: float = 0.015
     noise_correlation: float = 0.0
     randomised: float = 0.0
+    gamma: float = 0.3
     operated: float = 0.0
     grown: float = 1.0
     shape: Index3 | None = None
@@ -76,6 +78,8 @@ class Settings:
             raise InputError(
                 f"noise: found {self.noise}; expected 0 or more, in units of the white-matter signal (0.015 is usual)"
             )
+        if not 0 <= self.gamma <= 2:
+            raise InputError(f"gamma: found {self.gamma}; expected the largest |log γ|, from 0 to 2 (0.3 is usual)")
         for name, what in (
             ("noise_correlation", "a correlation"),
             ("randomised", "a weight"),
@@ -218,6 +222,8 @@ def _images(
         ideal = ideal * (1 + scan.texture * varied)
         coefficients = bias_coefficients(stream(patient.seed, f"bias {name}")).to(device)
         image = acquire(scan, ideal, lattice.spacing_mm, grains, settings.noise * scan.noise, coefficients)
+        if scan.randomness < settings.randomised:
+            image = bent(image, float(np.exp(settings.gamma * scan.gamma_score)))
         image = (scan.gain * image).round().clamp(1, 32767)
         images.append(image * (mask & _covered(mask, scan.uncovered_mm, lattice.spacing_mm)))
     return images

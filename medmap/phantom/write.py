@@ -164,7 +164,7 @@ def _work(out: Path, job: Job, settings: Settings, layout: Layout) -> str:
 def _described(settings: Settings, layout: Layout, seed: int, missing: float) -> dict[str, Any]:
     made = {"modalities": list(settings.names), "shape": list(settings.box), "missing": missing}
     plain = asdict(settings) | made
-    return {"format": 3, "layout": layout.name, "labels": layout.scheme, "seed": seed, **plain}
+    return {"format": 4, "layout": layout.name, "labels": layout.scheme, "seed": seed, **plain}
 
 
 def _check(count: int, seed: int, missing: float) -> None:

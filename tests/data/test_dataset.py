@@ -18,11 +18,19 @@ from medmap.core.box import Box, Boxed, Index3
 from medmap.core.case import Batch, Grid, Prepared
 from medmap.core.labels import SCHEMES
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
-from medmap.data.dataset import Patients, cases_of_step, draw_crop, draw_kept, stack_windows, training_batch
+from medmap.data.dataset import (
+    Patients,
+    answers_asked,
+    cases_of_step,
+    draw_crop,
+    draw_kept,
+    stack_windows,
+    training_batch,
+)
 from medmap.data.layouts import recognise
 from medmap.data.preprocess import prepare_case
 from medmap.data.store import Store, write_store
-from medmap.errors import InputError
+from medmap.errors import ConfigError, InputError
 from medmap.phantom import Settings, simulate, write_phantoms
 
 CPU = torch.device("cpu")
@@ -374,3 +382,30 @@ def test_a_network_that_answers_few_subsets_is_asked_for_these_alone() -> None:
     assert tuple(map(bool, full[0])) == three
     with pytest.raises(InputError, match="none of the subsets of sequences that this network answers"):
         draw_kept(np.array([[False, True, False, False]]), SamplingConfig(), np.random.default_rng(1), answers)
+
+
+# --- one subset for all -----------------------------------------------------------------------------------------------
+
+
+def test_one_subset_may_be_named_for_all(store: Store) -> None:
+    one = config(sampling={"subsets": "t2f+t1n"})
+    whole = Patients(store, [store.ids[0], store.ids[1]], GLIOMA_MRI)
+    asked = answers_asked(one, GLIOMA_MRI.subsets(), whole)
+    assert asked is not None
+    assert asked.tolist() == [[True, False, False, True]]
+    for step in range(3):
+        batch = training_batch(whole, GLIOMA_MRI, one, step, CPU, asked)
+        assert batch.kept.tolist() == [[True, False, False, True]] * 2
+    assert answers_asked(config(), GLIOMA_MRI.subsets(), whole) is None
+    with pytest.raises(InputError, match=r"t1n\+t2f is to be learned from, and 1 cases lack some of it \(.*00002"):
+        answers_asked(one, GLIOMA_MRI.subsets(), Patients(store, store.ids[:3], GLIOMA_MRI))
+    students = [GLIOMA_MRI.parse(name) for name in ("t1c", "t2f")]
+    with pytest.raises(ConfigError, match=r"unet has no answer from t1n\+t2f; it answers t1c, t2f"):
+        answers_asked(one, students, whole)
+
+
+def test_a_word_that_is_nearly_a_way_to_draw_is_no_subset() -> None:
+    with pytest.raises(ConfigError, match="did you mean uniform"):
+        config(sampling={"subsets": "unifrom"})
+    with pytest.raises(ConfigError, match=r"expected uniform, counts, bernoulli, full, or a subset such as t1c\+t2f"):
+        config(sampling={"subsets": "t1c & t2f"})

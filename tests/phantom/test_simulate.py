@@ -186,6 +186,19 @@ def test_random_contrast_is_another_picture_of_the_same_patient(first: Case) -> 
     assert (random.images["t2f"] > 0).sum() == (first.images["t2f"] > 0).sum()
 
 
+def test_random_contrast_is_bent_and_physical_contrast_is_not(first: Case) -> None:
+    random, straight = (simulate(0, replace(COARSE, randomised=1.0, gamma=gamma)) for gamma in (1.0, 0.0))
+    for name, image in random.images.items():
+        exponent = np.exp(patient_of(0, COARSE).scans[name].gamma_score)
+        plain = straight.images[name].astype(float)
+        inside = plain > 1
+        bent = plain.max() * (plain / plain.max()) ** exponent
+        assert np.abs(bent - image)[inside].max() <= 0.02 * plain.max()  # both are rounded, and so is the largest
+    same = simulate(0, replace(COARSE, gamma=1.0))
+    for name, image in same.images.items():
+        np.testing.assert_array_equal(image, first.images[name])
+
+
 def test_operated_patients_have_a_cavity() -> None:
     every, none = replace(TWO, operated=1.0), replace(TWO, operated=0.0)
     assert 4 in simulate(1, every).labels  # type: ignore[operator]
@@ -219,6 +232,7 @@ def test_shape_name_and_affine_are_those_asked_for() -> None:
         ({"noise": float("nan")}, "noise: found nan"),
         ({"noise": float("inf")}, "noise: found inf"),
         ({"noise_correlation": 1.2}, r"noise_correlation: found 1\.2; expected a correlation from 0 to 1"),
+        ({"gamma": -0.1}, r"gamma: found -0\.1; expected the largest \|log γ\|, from 0 to 2"),
         ({"randomised": -0.5}, r"randomised: found -0\.5; expected a weight from 0 to 1"),
         ({"grown": -1.0}, r"grown: found -1\.0; expected a share of tumours from 0 to 1"),
         ({"operated": 2.0}, r"operated: found 2\.0; expected a share of patients from 0 to 1"),

@@ -72,7 +72,7 @@ def test_files_hold_the_simulated_voxels_and_the_manifest_says_how(written: Path
     manifest = _manifest(written)
     settings = {"spacing_mm": 4.0, "noise": TWO.noise, "noise_correlation": 0.0, "randomised": 0.0}
     expected = {
-        "format": 3,
+        "format": 4,
         "shape": [40, 48, 40],
         "layout": "brats2023",
         "labels": "brats2023",
@@ -80,7 +80,7 @@ def test_files_hold_the_simulated_voxels_and_the_manifest_says_how(written: Path
         "missing": 0.0,
         "organ": "brain",
     }
-    expected |= settings | {"operated": 0.0, "grown": 1.0} | {"modalities": ["t1c", "t2f"]}
+    expected |= settings | {"gamma": 0.3, "operated": 0.0, "grown": 1.0} | {"modalities": ["t1c", "t2f"]}
     assert {key: value for key, value in manifest.items() if key != "cases"} == expected
     for name, entry in zip(NAMES, manifest["cases"], strict=True):
         assert (entry["id"], entry["sequences"]) == (name, ["t1c", "t2f"])
