@@ -72,7 +72,8 @@ def task(found: OpenedStudy, chosen: Mapping[str, Series], mask: Path, model: Mo
         inputs = read_inputs(files, resample, known=model.modalities, id=found.name)
     except InputError as error:
         raise InputError(f"{found.worded(error)}; {HOW}") from error
-    return Task(replace(inputs, sources={name: found.source(series) for name, series in usable.items()}), mask)
+    place = {"study": str(found.path)}  # where `medmap report` looks for the series
+    return Task(replace(inputs, sources={n: place | found.source(each) for n, each in usable.items()}), mask)
 
 
 def seg_path(mask: Path) -> Path:

@@ -17,9 +17,11 @@ from medmap.errors import InputError
 class OpenedStudy:
     """A study, what its series seem to be, and a folder that is the caller's to remove.
 
-    name: of the folder or archive; guesses: one a series; files: {place of a series: its NIfTI file}, as asked for
+    path: the folder or archive, and its name; guesses: one a series; files: {place of a series: its NIfTI file}, as
+    asked for
     """
 
+    path: Path
     name: str
     study: Study
     guesses: tuple[Guess, ...]
@@ -51,6 +53,24 @@ class OpenedStudy:
         guess = self.guesses[self.place(series)]
         said = {"sure": guess.sure, "why": self.why(series), "sequence": guess.name}
         return {"called": series.name, "series_uid": series.uid, "slices": series.shape[2], "guess": said}
+
+    def recorded(self, inputs: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
+        """{sequence: NIfTI file} of the series that a record tells of; whether they are the same, their hashes say.
+
+        Raises InputError where one is not in this study, and as `file` does.
+        """
+        return {sequence: self.file(self._recorded(entry)) for sequence, entry in inputs.items()}
+
+    def _recorded(self, entry: Mapping[str, Any]) -> Series:
+        told = entry["series_uid"], entry["called"]  # parts of one series share its UID
+        found = next((series for series in self.study.series if (series.uid, series.name) == told), None)
+        if found is None:
+            there = ", ".join(series.name for series in self.study.series)
+            raise InputError(
+                f"{self.name}: has no {entry['called']} with the UID {entry['series_uid']}, found {there}; name the "
+                "study that the mask was made from"
+            )
+        return found
 
     def worded(self, error: InputError) -> str:
         """What an error says, with series called by their names."""
@@ -84,7 +104,7 @@ def open_study(path: Path, folder: Path) -> OpenedStudy:
         study = read_study(root)
     except InputError as error:
         raise InputError(str(error).replace(str(root), str(path))) from error
-    return OpenedStudy(name, study, tuple(guess_all(study.series)), folder)
+    return OpenedStudy(path, name, study, tuple(guess_all(study.series)), folder)
 
 
 def frames_note(series: Iterable[Series]) -> list[str]:

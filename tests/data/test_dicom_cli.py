@@ -18,6 +18,7 @@ pytest.importorskip("dcm2niix", reason="DICOM needs pip install 'medmap[dicom]'"
 
 from made_up_calls import answer, call, fails, works  # noqa: E402
 from made_up_dicom import HEADERS, write_enhanced, write_series, write_study  # noqa: E402
+from made_up_mask import make_mask  # noqa: E402
 
 import medmap  # noqa: E402
 from medmap.cli import console  # noqa: E402
@@ -197,6 +198,67 @@ def test_a_seg_of_one_file_with_many_frames(patient: Path, tmp_path: Path) -> No
             x, y, z = map(float, frame.PlanePositionSequence[0].ImagePositionPatient)
             level = (np.linalg.inv(mask.affine) @ [-x, -y, z, 1])[2]
             assert whole[:, :, round(level)].sum() == pixels[number].sum()
+
+
+# ---- the page of a mask --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def answered(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study, ann, and a mask of it, out/seg.nii.gz. Read only."""
+    root = tmp_path_factory.mktemp("answered")
+    shutil.copytree(study, root / "ann")
+    works("predict", "-i", root / "ann", "-o", root / "out" / "seg.nii.gz", "--device", "cpu", "--no-qc")
+    return root
+
+
+def test_the_page_of_a_mask_is_made_from_the_series_again(answered: Path, tmp_path: Path) -> None:
+    mask, page = tmp_path / "out" / "seg.nii.gz", tmp_path / "out" / "seg.html"
+    shutil.copytree(answered / "out", mask.parent)
+    record = tmp_path / "out" / "seg.medmap.json"
+    record.write_text(record.read_text().replace(str(answered), str(tmp_path)))
+    made = json.loads(record.read_text())
+    shutil.copytree(answered / "ann", tmp_path / "ann")
+    assert answer("report", mask) == {"report": str(page)}  # the record says where the study is
+    text = page.read_text(encoding="utf-8")
+    for entry in made["inputs"].values():
+        assert entry["called"] in text
+        assert entry["sha256"] in text
+    assert str(tmp_path) not in text
+    shutil.make_archive(str(tmp_path / "moved"), "zip", tmp_path / "ann")
+    shutil.rmtree(tmp_path / "ann")
+    page.unlink()
+    said = fails("report", mask)
+    assert "seg.nii.gz: the T1n image is series 3 (t1_se_tra) of a DICOM study; name the study" in said
+    assert f"medmap report {mask} --input STUDY" in said
+    assert not page.exists()
+    works("report", mask, "--input", tmp_path / "moved.zip", "--anonymous")
+    text = page.read_text(encoding="utf-8")
+    assert "t1_se_tra" not in text
+    assert made["inputs"]["t1n"]["sha256"] in text
+
+
+def test_a_page_is_refused_another_study(study: Path, answered: Path, patient: Path, tmp_path: Path) -> None:
+    words = ("report", answered / "out" / "seg.nii.gz", "-o", tmp_path / "seg.html", "--input")
+    write_study(tmp_path / "other", patient)
+    uid = pydicom.dcmread(next((study / "t1n").iterdir())).SeriesInstanceUID
+    assert f"other: has no series 3 (t1_se_tra) with the UID {uid}" in fails(*words, tmp_path / "other")
+    shutil.copytree(study, tmp_path / "edited")
+    for file in (tmp_path / "edited" / "t1n").iterdir():
+        slice_ = pydicom.dcmread(file)
+        slice_.PixelData = (slice_.pixel_array // 2).tobytes()
+        slice_.save_as(file)
+    said = fails(*words, tmp_path / "edited")
+    assert "series 3 (t1_se_tra): is not the T1n image that seg.nii.gz was made from (SHA-256" in said
+    assert not (tmp_path / "seg.html").exists()
+
+
+def test_an_input_of_a_report_is_a_study(patient: Path, study: Path, tiny_run: Path, tmp_path: Path) -> None:
+    image = patient / f"{PATIENT}-t2f.nii.gz"
+    make_mask(tmp_path / "seg.nii.gz", {"t2f": image}, np.zeros(nib.load(image).shape, np.uint8))
+    said = fails("report", tmp_path / "seg.nii.gz", "--input", study)
+    assert "was made from files and no DICOM study; leave out --input" in said
+    assert "is for the page of a mask; found a run" in fails("report", tiny_run, "--input", study, code=2)
 
 
 # ---- what is said --------------------------------------------------------------------------------------------------
