@@ -276,6 +276,31 @@ def test_a_dry_run_shows_the_table_and_writes_nothing(study: Path, tmp_path: Pat
     assert images["t2f"] == "series 5 (t2_tirm_tra_dark-fluid)"
 
 
+def test_check_shows_the_table_of_a_study(study: Path, tmp_path: Path) -> None:
+    said = works("check", study)
+    lines = [" ".join(line.split()) for line in said.splitlines()]
+    assert "7 t1_se_tra 40×48 40 t1c, sure t1c called t1; TR 550, TE 9; contrast agent Gadovist" in lines
+    assert f"{study}: DICOM study, 4 series, of use are t1n + t1c + t2w + t2f" in said
+    assert f"dcm2niix -z y -o FOLDER {study}" in said
+    shutil.make_archive(str(tmp_path / "patient"), "zip", study)
+    told = answer("check", tmp_path / "patient.zip")
+    assert [row["used_as"] for row in told["study"]] == ["t1n", "t2w", "t2f", "t1c"]
+    for words in (("prepare", study, "-o", tmp_path / "store"), ("doctor", study)):
+        said = fails(*words)
+        assert "160 DICOM files and no NIfTI, which is expected here; of one study `medmap check STUDY` shows" in said
+
+
+def test_a_study_is_explained(study: Path, tmp_path: Path) -> None:
+    words = ("explain", "-i", study, "-o", tmp_path / "why", "--t1n", "none", "--t2w", "none", "--t1c", 7)
+    plan = answer(*words, "--dry-run")
+    assert plan["images"] == {"t1c": "series 7 (t1_se_tra)", "t2f": "series 5 (t2_tirm_tra_dark-fluid)"}
+    made = answer(*words, "--device", "cpu")
+    assert (made["case"], made["inputs"]["t1c"]["called"]) == ("study", "series 7 (t1_se_tra)")
+    assert (tmp_path / "why" / "explanation.png").is_file()
+    assert "medmap-" not in (tmp_path / "why" / "explanation.json").read_text()
+    assert "is the folder of the images" in fails("explain", "-i", study, "-o", study)
+
+
 def test_a_series_is_named_by_number_or_uid_or_left_out(study: Path, tmp_path: Path) -> None:
     uid = pydicom.dcmread(next((study / "t1c").iterdir())).SeriesInstanceUID
     words = ("predict", "-i", study, "-o", tmp_path / "seg.nii.gz", "--dry-run")
