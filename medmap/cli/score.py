@@ -179,7 +179,7 @@ def _case_page(mask: Path, study: Path | None, out: Path | None, anonymous: bool
 
     beforehand.existing(study, "the DICOM study that the mask was made from, a folder or .zip")
     beforehand.packages("dicom", "pydicom", "dcm2niix")
-    with opened(study) as found:
+    with opened(study, images=False) as found:
         return case_report(mask, out, anonymous=anonymous, images=found.recorded(inputs))
 
 

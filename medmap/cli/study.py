@@ -27,10 +27,10 @@ _WIDEST = 34
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[OpenedStudy]:
-    """Look at a study, a folder or a zip file. Raises InputError as `open_study` does."""
+def opened(path: Path, images: bool = True) -> Iterator[OpenedStudy]:
+    """Look at a study, a folder or a zip file, as `open_study` does. Raises InputError as that does."""
     with tempfile.TemporaryDirectory(prefix="medmap-") as name:
-        found = open_study(path, Path(name))
+        found = open_study(path, Path(name), images)
         for note in found.study.notes:
             console.warn(note)
         yield found

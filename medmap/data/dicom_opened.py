@@ -87,8 +87,10 @@ class OpenedStudy:
         return write_seg(out, mask, told, first, others, "\n".join(record["model"]["weights_sha256"].values()))
 
 
-def open_study(path: Path, folder: Path) -> OpenedStudy:
+def open_study(path: Path, folder: Path, images: bool = True) -> OpenedStudy:
     """Look at a study, a folder or a zip file, which is unpacked into a folder.
+
+    images: where headers leave open which sequence a series is, convert it and ask its image
 
     Raises InputError as `medmap.data.dicom_read.read_study` and `medmap.data.dicom_zip.unpack` do.
     """
@@ -104,7 +106,12 @@ def open_study(path: Path, folder: Path) -> OpenedStudy:
         study = read_study(root)
     except InputError as error:
         raise InputError(str(error).replace(str(root), str(path))) from error
-    return OpenedStudy(path, name, study, tuple(guess_all(study.series)), folder)
+    opened = OpenedStudy(path, name, study, tuple(guess_all(study.series)), folder)
+    if not images:
+        return opened
+    from medmap.data.dicom_image import by_image
+
+    return replace(opened, guesses=tuple(by_image(study.series, opened.guesses, opened.file)))
 
 
 def frames_note(series: Iterable[Series]) -> list[str]:
