@@ -158,5 +158,5 @@ def _nothing(found: OpenedStudy, known: ModalitySet) -> str:
     more = f", and {len(told) - 6} more" if len(told) > 6 else ""
     return (
         f"{found.name}: no series that the model can use; found {'; '.join(told[:6])}{more}; expected one of "
-        f"{', '.join(known)}; where a guess is wrong, name the series: --{known.names[0]} SERIES"
+        f"{', '.join(known)}; where a guess is wrong, name the series: medmap predict --{known.names[0]} SERIES"
     )

@@ -389,6 +389,20 @@ def test_a_failing_dcm2niix_is_said_with_the_series(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_study_in_the_place_of_a_file_is_told_where_it_belongs(study: Path, tmp_path: Path) -> None:
+    archive = shutil.make_archive(str(tmp_path / "patient"), "zip", study)
+    slice_ = next((study / "t2f").iterdir())
+    for given, found, whole in (
+        (archive, "a .zip file", archive),
+        (slice_, "DICOM", slice_.parent),
+        (study, "DICOM", study),
+    ):
+        said = fails("predict", "--t2f", given, "-o", tmp_path / "seg.nii.gz")
+        assert f"{given}: found {found}; t2f must be one NIfTI file" in said
+        assert f"medmap predict -i {whole} -o MASK" in said
+        assert "download" not in said
+
+
 # ---- options that do not go together -------------------------------------------------------------------------------
 
 
