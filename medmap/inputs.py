@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from medmap.core.case import Case, Grid
 from medmap.core.modality import ModalitySet, canonical
 from medmap.data.cases import CaseFiles, ImageRef, grid_conflict, read_case
-from medmap.data.dicom import in_words
+from medmap.data.dicom import in_words, is_study, looks_dicom
 from medmap.data.faults import Look, duplicates
 from medmap.data.filenames import by_tail
 from medmap.data.nifti import Header, read_header, read_volume, sha256, stem
@@ -125,6 +125,7 @@ def _same(one: Path, two: Path) -> bool:
 
 
 def _header(name: str, ref: ImageRef) -> Header:
+    _refuse_dicom(name, ref.path)
     header = read_header(ref.path)
     if ref.channel is None and header.channels > 1:
         shape = "×".join(map(str, header.shape))
@@ -133,6 +134,17 @@ def _header(name: str, ref: ImageRef) -> Header:
             "of the data set with -i"
         )
     return header
+
+
+def _refuse_dicom(name: str, path: Path) -> None:
+    """Raises InputError for a study, or a slice of one, in the place of a file."""
+    slice_ = looks_dicom(path)
+    if slice_ or is_study(path):
+        found = "a .zip file" if path.is_file() and not slice_ else "DICOM"
+        raise InputError(
+            f"{path}: found {found}; {name} must be one NIfTI file. A DICOM study is named whole, a folder or .zip, "
+            f"and its series are told apart: medmap predict -i {path.parent if slice_ else path} -o MASK"
+        )
 
 
 # ---- reading --------------------------------------------------------------------------------------------------

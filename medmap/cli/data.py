@@ -16,15 +16,24 @@ if TYPE_CHECKING:
     from medmap.data.store import Store, StoreReport
 
 DataPath = Annotated[Path, typer.Argument(metavar="PATH", help="Folder of cases, or a CSV table.")]
+DataOrStudy = Annotated[
+    Path, typer.Argument(metavar="PATH", help="Folder of cases, CSV table, or one DICOM study, a folder or .zip.")
+]
 
 
-def check(path: DataPath, labels: Labels = None, deep: Deep = False, json: Json = False) -> None:
+def check(path: DataOrStudy, labels: Labels = None, deep: Deep = False, json: Json = False) -> None:
     """Say what is in a data set, and every fault with its cure.
 
     Layout, label map and on what evidence, who has what, grids, faults. Knows BraTS 2018-2025, MSD Task01, nnU-Net,
-    BIDS, phantoms, and a CSV with the columns case,t1n,t1c,t2w,t2f,seg.
+    BIDS, phantoms, and a CSV with the columns case,t1n,t1c,t2w,t2f,seg. Of a DICOM study: its series, and what each
+    seems to be.
     """
     console.MANNER.json = json
+    from medmap.data.dicom import is_study
+
+    if is_study(path):
+        _check_study(path)
+        return
     from medmap.data.check import check as look_through
     from medmap.data.check import render
 
@@ -35,6 +44,20 @@ def check(path: DataPath, labels: Labels = None, deep: Deep = False, json: Json 
     else:
         console.answer(render(report).rstrip())
     raise typer.Exit(report.exit_code)
+
+
+def _check_study(path: Path) -> None:
+    """Print the series of a DICOM study. Raises InputError where none of them can be used."""
+    beforehand.packages("dicom", "pydicom", "dcm2niix")
+    from medmap.cli import study
+    from medmap.core.modality import GLIOMA_MRI
+
+    with study.opened(path) as found:
+        chosen = study.chosen_series(found, {}, GLIOMA_MRI)
+        if console.MANNER.json:
+            console.answer_json({"path": str(path), "study": study.rows(found, chosen)})
+    console.answer(f"{path}: DICOM study, {len(found.study.series)} series, of use are {' + '.join(chosen)}")
+    console.say(f"next: medmap predict -i {path} -o seg.nii.gz; other verbs want NIfTI: dcm2niix -z y -o FOLDER {path}")
 
 
 def simulate(

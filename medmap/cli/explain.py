@@ -52,7 +52,13 @@ def explain(
     flair: Flair = None,
     image: Image = None,
     folder: Annotated[
-        Path | None, typer.Option("-i", "--input", metavar="FOLDER", help="Folder of one case in any known layout.")
+        Path | None,
+        typer.Option(
+            "-i",
+            "--input",
+            metavar="FOLDER|STUDY",
+            help="Folder of one case in any known layout; or one DICOM study, as for predict.",
+        ),
     ] = None,
     raw: Raw = False,
     resample: Resample = False,
@@ -71,18 +77,29 @@ def explain(
     """
     console.MANNER.json = json
     named = images_named(ctx)
-    if bool(named) == (folder is not None):
+    from medmap.data.dicom import is_study
+
+    dicom = folder is not None and is_study(folder)
+    if bool(named) == (folder is not None) and not dicom:
         raise typer.BadParameter(
-            "name the images (--t1n --t1c --t2w --t2f FILE, --image NAME=FILE) or the folder of one case (-i FOLDER)"
-            + (", not both" if named else "")
+            "name the images (--t1n --t1c --t2w --t2f FILE, --image NAME=FILE), the folder of one case (-i FOLDER) or "
+            "one DICOM study (-i STUDY)" + (", not both" if named else "")
         )
+    if dicom:
+        beforehand.packages("dicom", "pydicom", "dcm2niix")
     from medmap.card import SHIPPED, read_model
 
     known = read_model(model or SHIPPED, checkpoint.value)
     if known.about:
         console.say(f"model: {known.about}")
-    inputs = _inputs(named, folder, known, resample)
-    _refuse_folder(out, inputs)
+    if dicom:
+        from medmap.cli import study
+
+        found = ctx.with_resource(study.opened(folder))
+        inputs = study.inputs_of(found, study.chosen_series(found, named, known.modalities), known.modalities, resample)
+    else:
+        inputs = _inputs(named, folder, known, resample)
+    _refuse_folder(out, [folder] if dicom else [ref.path.parent for ref in inputs.files.images.values()])
     beforehand.packages("report", "matplotlib")
     beforehand.room(out, 4 * len(known.scheme.regions) * prod(inputs.reference.grid.shape), "the explanation")
     if dry_run:
@@ -91,6 +108,8 @@ def explain(
     record = _explained(inputs, known, out, device, precision.value, clean=not raw)
     for warning in record["warnings"]:
         console.warn(f"{record['case']}: {warning}")
+    if dicom:
+        study.say_how(record)
     if json:
         console.answer_json(record)
         return
@@ -119,12 +138,12 @@ def _inputs(named: dict[str, Path], folder: Path | None, model: ModelFolder, res
     return read_inputs(cases[0].images, resample, known=model.modalities, id=cases[0].id)
 
 
-def _refuse_folder(out: Path, inputs: Inputs) -> None:
+def _refuse_folder(out: Path, images: list[Path]) -> None:
     """Raises InputError for a place that cannot be a folder of its own."""
     if out.is_file():
         raise InputError(f"{out}: is a file; an explanation is a folder, name one with -o")
     beforehand.writable(out, "the explanation")
-    if out.exists() and any(out.samefile(ref.path.parent) for ref in inputs.files.images.values()):
+    if out.exists() and any(out.samefile(folder) for folder in images):
         raise InputError(f"{out}: is the folder of the images; give the explanation a folder of its own with -o")
 
 
@@ -145,7 +164,7 @@ def _say_plan(inputs: Inputs, model: ModelFolder, out: Path) -> None:
     files = [RECORD, PICTURE, WORDS, *map(agreement_name, model.scheme.regions)]
     count = 2 ** len(inputs.files.images) - 1
     if console.MANNER.json:
-        images = {name: str(ref.path) for name, ref in inputs.files.images.items()}
+        images = {name: inputs.worded(str(ref.path)) for name, ref in inputs.files.images.items()}
         plan = {
             "model": str(model.path),
             "images": images,

@@ -151,8 +151,8 @@ def predict(
         beforehand.mask_name(out)
         found = ctx.with_resource(study.opened(folder))
         study.refuse_overwriting(found, out)
-        chosen = study.chosen_series(found, named, known)
-        tasks = [study.task(found, chosen, out, known, resample)]
+        chosen = study.chosen_series(found, named, known.modalities)
+        tasks = [Task(study.inputs_of(found, chosen, known.modalities, resample), out)]
     elif folder is None:
         for name, path in named.items():
             beforehand.existing(path, f"the image {name}")

@@ -121,6 +121,12 @@ def report(
         Path | None,
         typer.Option("-o", "--out", metavar="FILE", help="The page; RUN/report.html or MASK.html where not given."),
     ] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option(
+            "-i", "--input", metavar="STUDY", help="Of a mask made from DICOM: the study, where it lies now elsewhere."
+        ),
+    ] = None,
     anonymous: Annotated[
         bool, typer.Option("--anonymous", help="Of a mask: no id and no file name on the page.")
     ] = False,
@@ -137,7 +143,7 @@ def report(
     beforehand.packages("report", "matplotlib", "jinja2")
     place = what if what.is_dir() else what.parent
     beforehand.writable(place if out is None else out.parent, "the page")
-    page = _case_page(what, out, anonymous) if what.is_file() else _run_page(what, out, anonymous)
+    page = _case_page(what, study, out, anonymous) if what.is_file() else _run_page(what, study, out, anonymous)
     if json:
         console.answer_json({"report": str(page)})
     else:
@@ -147,18 +153,34 @@ def report(
 # ---- parts -------------------------------------------------------------------------------------------------------
 
 
-def _run_page(run: Path, out: Path | None, anonymous: bool) -> Path:
-    if anonymous:
-        raise typer.BadParameter("is for the page of a mask; found a run", param_hint="--anonymous")
+def _run_page(run: Path, study: Path | None, out: Path | None, anonymous: bool) -> Path:
+    for given, option in ((anonymous, "--anonymous"), (study, "--input")):
+        if given:
+            raise typer.BadParameter("is for the page of a mask; found a run", param_hint=option)
     from medmap.report import write_report
 
     return write_report(run, out)
 
 
-def _case_page(mask: Path, out: Path | None, anonymous: bool) -> Path:
-    from medmap.report.case import case_report
+def _case_page(mask: Path, study: Path | None, out: Path | None, anonymous: bool) -> Path:
+    from medmap.report.case import beside, case_report, read_record
 
-    return case_report(mask, out, anonymous=anonymous)
+    inputs = read_record(mask)["inputs"]
+    entry = next(iter(inputs.values()))
+    if "series_uid" not in entry:
+        if study is not None:
+            raise InputError(f"{mask}: was made from files and no DICOM study; leave out --input")
+        return case_report(mask, out, anonymous=anonymous)
+    if study is None and "study" in entry:
+        study = next((place for place in beside(mask, Path(entry["study"])) if place.exists()), None)
+    if study is None:
+        return case_report(mask, out, anonymous=anonymous)  # which says what is lacking
+    from medmap.cli.study import opened
+
+    beforehand.existing(study, "the DICOM study that the mask was made from, a folder or .zip")
+    beforehand.packages("dicom", "pydicom", "dcm2niix")
+    with opened(study, images=False) as found:
+        return case_report(mask, out, anonymous=anonymous, images=found.recorded(inputs))
 
 
 def _score_masks(

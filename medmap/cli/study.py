@@ -1,4 +1,4 @@
-"""`medmap predict` from a DICOM study: the table of its series, which is which sequence, NIfTI files for the while."""
+"""Verbs that take a DICOM study: the table of its series, which is which sequence, NIfTI files for the while."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medmap.card import ModelFolder
 from medmap.cli import console
 from medmap.core.labels import LabelScheme
-from medmap.core.modality import canonical
+from medmap.core.modality import ModalitySet, canonical
 from medmap.data.dicom import Series
 from medmap.data.dicom_guess import choose
 from medmap.data.dicom_opened import OpenedStudy, frames_note, open_study
 from medmap.data.nifti import stem
 from medmap.errors import InputError
-from medmap.inputs import read_inputs
+from medmap.inputs import Inputs, read_inputs
 from medmap.segment import Task
 
 HOW = "the series as NIfTI files, to be worked on: dcm2niix -z y -o FOLDER STUDY"
@@ -28,16 +27,16 @@ _WIDEST = 34
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[OpenedStudy]:
-    """Look at a study, a folder or a zip file. Raises InputError as `open_study` does."""
+def opened(path: Path, images: bool = True) -> Iterator[OpenedStudy]:
+    """Look at a study, a folder or a zip file, as `open_study` does. Raises InputError as that does."""
     with tempfile.TemporaryDirectory(prefix="medmap-") as name:
-        found = open_study(path, Path(name))
+        found = open_study(path, Path(name), images)
         for note in found.study.notes:
             console.warn(note)
         yield found
 
 
-def chosen_series(found: OpenedStudy, asked: Mapping[str, Path], model: ModelFolder) -> dict[str, Series]:
+def chosen_series(found: OpenedStudy, asked: Mapping[str, Path], known: ModalitySet) -> dict[str, Series]:
     """{sequence: series}: what the user names, and guesses for the rest; prints the table and what is doubtful.
 
     Raises InputError for a series that is not there or named twice, and where none is left.
@@ -51,28 +50,29 @@ def chosen_series(found: OpenedStudy, asked: Mapping[str, Path], model: ModelFol
         raise InputError(f"{twice.name}: is named as {names}; each sequence has a series of its own")
     taken = {id(series) for series in chosen.values()}
     open_ = [i for i, series in enumerate(found.study.series) if id(series) not in taken]
-    wanted = [name for name in model.modalities if name not in named]
+    wanted = [name for name in known if name not in named]
     guessed, notes = choose([found.study.series[i] for i in open_], [found.guesses[i] for i in open_], wanted)
     chosen |= guessed
-    _say_table(_rows(found, chosen))
+    _say_table(rows(found, chosen))
     for note in notes:
         console.warn(note)
-    if not any(name in model.modalities for name in chosen):
-        raise InputError(_nothing(found, model))
+    if not any(name in known for name in chosen):
+        raise InputError(_nothing(found, known))
     for note in frames_note(chosen.values()):
         console.warn(note)
     return chosen
 
 
-def task(found: OpenedStudy, chosen: Mapping[str, Series], mask: Path, model: ModelFolder, resample: bool) -> Task:
-    """The mask to be made, of NIfTI files in the scratch folder. Raises InputError as `convert` and `read_inputs`."""
-    usable = {name: series for name, series in chosen.items() if name in model.modalities}
+def inputs_of(found: OpenedStudy, chosen: Mapping[str, Series], known: ModalitySet, resample: bool) -> Inputs:
+    """The patient, in NIfTI files of the scratch folder. Raises InputError as `convert` and `read_inputs`."""
+    usable = {name: series for name, series in chosen.items() if name in known}
     files = {name: found.file(series) for name, series in usable.items()}
     try:
-        inputs = read_inputs(files, resample, known=model.modalities, id=found.name)
+        inputs = read_inputs(files, resample, known=known, id=found.name)
     except InputError as error:
         raise InputError(f"{found.worded(error)}; {HOW}") from error
-    return Task(replace(inputs, sources={name: found.source(series) for name, series in usable.items()}), mask)
+    place = {"study": str(found.path)}  # where `medmap report` looks for the series
+    return replace(inputs, sources={name: place | found.source(series) for name, series in usable.items()})
 
 
 def seg_path(mask: Path) -> Path:
@@ -104,7 +104,7 @@ def write_seg(
     console.answer(f"{out}: DICOM SEG on {made_from[0].name}, {', '.join(told)}")
 
 
-def _rows(found: OpenedStudy, chosen: Mapping[str, Series]) -> list[dict[str, Any]]:
+def rows(found: OpenedStudy, chosen: Mapping[str, Series]) -> list[dict[str, Any]]:
     """The table: one row a volume."""
     taken = {id(series): name for name, series in chosen.items()}
     return [
@@ -122,7 +122,7 @@ def _rows(found: OpenedStudy, chosen: Mapping[str, Series]) -> list[dict[str, An
     ]
 
 
-def _say_table(rows: list[dict[str, Any]]) -> None:
+def _say_table(table: list[dict[str, Any]]) -> None:
     head = {"series": "series", "description": "description", "matrix": "matrix", "slices": "slices"}
     lines = [{**head, "used_as": "used as", "guess": "guess", "why": "why"}]
     lines += [
@@ -131,7 +131,7 @@ def _say_table(rows: list[dict[str, Any]]) -> None:
             "description": _short(row["description"]),
             "guess": "–" if row["matrix"] == "0×0" else f"{row['guess']}, {row['sure']}",
         }
-        for row in rows
+        for row in table
     ]
     keys = ("series", "description", "matrix", "slices", "guess", "used_as", "why")
     widths = {key: max(len(line[key]) for line in lines) for key in keys[:-1]}
@@ -148,7 +148,7 @@ def _short(text: str) -> str:
     return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
 
 
-def _nothing(found: OpenedStudy, model: ModelFolder) -> str:
+def _nothing(found: OpenedStudy, known: ModalitySet) -> str:
     """Why no series can be used."""
     told = []
     for series, guess in zip(found.study.series, found.guesses, strict=True):
@@ -158,5 +158,5 @@ def _nothing(found: OpenedStudy, model: ModelFolder) -> str:
     more = f", and {len(told) - 6} more" if len(told) > 6 else ""
     return (
         f"{found.name}: no series that the model can use; found {'; '.join(told[:6])}{more}; expected one of "
-        f"{', '.join(model.modalities)}; where a guess is wrong, name the series: --{model.modalities.names[0]} SERIES"
+        f"{', '.join(known)}; where a guess is wrong, name the series: medmap predict --{known.names[0]} SERIES"
     )

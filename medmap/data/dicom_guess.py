@@ -2,8 +2,8 @@
 
 Two witnesses are heard. *Words*: what people at the scanner called it. *Physics*: TR, TE, TI (ms), flip angle
 (degrees) and the kind of echo. Where both agree the guess is sure, one alone makes it likely, and where they disagree
-it is unsure and the words are believed. T1 is told apart into before and after contrast agent by words, by the agent
-in the header, and by the order of acquisition.
+it is unsure and the words are believed, unless the image says otherwise (`medmap.data.dicom_image`). T1 is told apart
+into before and after contrast agent by words, by the agent in the header, and by the order of acquisition.
 """
 
 from __future__ import annotations
@@ -196,12 +196,17 @@ def _in_order(i: int, mine: Guess, series: Sequence[Series], found: Sequence[Gue
                 mine, name="t1c", sure="likely", why=(*mine.why, "acquired after a series with contrast agent")
             )
         return replace(mine, why=(*mine.why, "acquired before contrast agent"))
+    again = mine
     for j, other in enumerate(found):
         twin = other.name == "t1n" and not other.aside and _same_protocol(series[i], series[j])
-        if j != i and twin and "" < when(series[j].headers) < time:
-            reason = f"the same was acquired before as series {series[j].label}"
-            return Guess("t1c", "unsure", (*mine.why, reason, "no agent is named"))
-    return mine
+        if j == i or not twin or when(series[j].headers) in ("", time):
+            continue
+        before = when(series[j].headers) < time
+        reason = f"the same was acquired {'before' if before else 'again'} as series {series[j].label}"
+        again = replace(mine, sure="unsure", why=(*mine.why, reason, "no agent is named"))
+        if before:
+            return replace(again, name="t1c")
+    return again
 
 
 def _same_protocol(one: Series, two: Series) -> bool:

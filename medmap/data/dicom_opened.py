@@ -17,9 +17,11 @@ from medmap.errors import InputError
 class OpenedStudy:
     """A study, what its series seem to be, and a folder that is the caller's to remove.
 
-    name: of the folder or archive; guesses: one a series; files: {place of a series: its NIfTI file}, as asked for
+    path: the folder or archive, and its name; guesses: one a series; files: {place of a series: its NIfTI file}, as
+    asked for
     """
 
+    path: Path
     name: str
     study: Study
     guesses: tuple[Guess, ...]
@@ -52,6 +54,24 @@ class OpenedStudy:
         said = {"sure": guess.sure, "why": self.why(series), "sequence": guess.name}
         return {"called": series.name, "series_uid": series.uid, "slices": series.shape[2], "guess": said}
 
+    def recorded(self, inputs: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
+        """{sequence: NIfTI file} of the series that a record tells of; whether they are the same, their hashes say.
+
+        Raises InputError where one is not in this study, and as `file` does.
+        """
+        return {sequence: self.file(self._recorded(entry)) for sequence, entry in inputs.items()}
+
+    def _recorded(self, entry: Mapping[str, Any]) -> Series:
+        told = entry["series_uid"], entry["called"]  # parts of one series share its UID
+        found = next((series for series in self.study.series if (series.uid, series.name) == told), None)
+        if found is None:
+            there = ", ".join(series.name for series in self.study.series)
+            raise InputError(
+                f"{self.name}: has no {entry['called']} with the UID {entry['series_uid']}, found {there}; name the "
+                "study that the mask was made from"
+            )
+        return found
+
     def worded(self, error: InputError) -> str:
         """What an error says, with series called by their names."""
         return in_words(str(error), {file: self.study.series[place].name for place, file in self.files.items()})
@@ -67,8 +87,10 @@ class OpenedStudy:
         return write_seg(out, mask, told, first, others, "\n".join(record["model"]["weights_sha256"].values()))
 
 
-def open_study(path: Path, folder: Path) -> OpenedStudy:
+def open_study(path: Path, folder: Path, images: bool = True) -> OpenedStudy:
     """Look at a study, a folder or a zip file, which is unpacked into a folder.
+
+    images: where headers leave open which sequence a series is, convert it and ask its image
 
     Raises InputError as `medmap.data.dicom_read.read_study` and `medmap.data.dicom_zip.unpack` do.
     """
@@ -84,7 +106,12 @@ def open_study(path: Path, folder: Path) -> OpenedStudy:
         study = read_study(root)
     except InputError as error:
         raise InputError(str(error).replace(str(root), str(path))) from error
-    return OpenedStudy(name, study, tuple(guess_all(study.series)), folder)
+    opened = OpenedStudy(path, name, study, tuple(guess_all(study.series)), folder)
+    if not images:
+        return opened
+    from medmap.data.dicom_image import by_image
+
+    return replace(opened, guesses=tuple(by_image(study.series, opened.guesses, opened.file)))
 
 
 def frames_note(series: Iterable[Series]) -> list[str]:

@@ -23,6 +23,7 @@ import numpy as np
 from medmap.core.labels import LabelScheme, scheme_named
 from medmap.core.modality import GLIOMA_MRI, canonical
 from medmap.data.cases import CaseFiles, DataFolder, ImageRef, ordered, read_case
+from medmap.data.dicom import looks_dicom
 from medmap.data.filenames import SEG_WORDS, bids_case, bids_name, by_tail, style_of
 from medmap.data.labelmaps import LabelMap, decided, from_json, from_names, from_values, group_of, patient_of
 from medmap.data.nifti import is_nifti, read_labels, stem
@@ -333,7 +334,8 @@ def _nothing_in(root: Path) -> InputError:
     dicoms = [path for path in files if _is_dicom(path)]
     if dicoms:
         return InputError(
-            f"{root}: found {len(dicoms)} DICOM files and no NIfTI; DICOM is not read here yet: convert it first, "
+            f"{root}: found {len(dicoms)} DICOM files and no NIfTI, which is expected here; of one study `medmap check "
+            "STUDY` shows the series and `medmap predict -i STUDY` makes the mask; for anything else convert it first, "
             f"dcm2niix -z y -o OUT {root}"
         )
     found = f"{len(files)} files, none of them NIfTI" if files else "no file at all"
@@ -341,13 +343,7 @@ def _nothing_in(root: Path) -> InputError:
 
 
 def _is_dicom(path: Path) -> bool:
-    if path.suffix.lower() in (".dcm", ".dicom", ".ima"):
-        return True
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    return path.suffix.lower() in (".dcm", ".dicom", ".ima") or looks_dicom(path)
 
 
 LAYOUTS: dict[str, Callable[[Path], Found]] = {

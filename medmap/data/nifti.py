@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import logging
 import os
 import zlib
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import logger
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import DTypeLike, NDArray
 
@@ -223,10 +225,28 @@ def _unlike_nifti(path: Path) -> str:
     return "something else inside"
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nibabel logs what it mends in a header; what of that matters is a fault that is told once, with its file."""
+    refuse = _Refuse()
+    logger.addFilter(refuse)
+    try:
+        yield
+    finally:
+        logger.removeFilter(refuse)
+
+
+class _Refuse(logging.Filter):
+    """One for every reading, as patients may be read side by side."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return False
+
+
 def _open(path: Path) -> Any:
     if path.is_dir():
         raise InputError(f"{path}: is a folder; a NIfTI file is expected")
-    with _explained(path):
+    with _explained(path), _silent():
         image = nib.load(path)
     if not isinstance(image, nib.Nifti1Image):
         raise InputError(f"{path}: found {type(image).__name__}; expected a NIfTI file (.nii or .nii.gz)")
@@ -242,7 +262,7 @@ def _voxels(header: Header, channel: int | None) -> NDArray[Any]:
         )
     if channel is not None and not 0 <= channel < many:
         raise InputError(f"{header.path}: volume {channel + 1} is asked for, the file holds {many}")
-    with _explained(header.path):
+    with _explained(header.path), _silent():
         data = nib.load(header.path, mmap=False).dataobj
         if len(header.shape) > 3:
             return np.asanyarray(data[..., 0 if channel is None else channel]).reshape(header.shape[:3])

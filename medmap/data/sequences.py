@@ -9,12 +9,12 @@ phantoms only. What it is worth is in docs/sequences.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from itertools import combinations, permutations
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from medmap.core.modality import GLIOMA_MRI
 from medmap.data.views import GREY, MIDDLE, WHITE, View
 
 Numbers = NDArray[np.float64]
+Key = TypeVar("Key", bound=Hashable)
 
 NAMES = GLIOMA_MRI.names
 INVERTED = "inverted "
@@ -37,7 +38,7 @@ INVERTED_PRIOR = 0.2
 """How much rarer an image with its contrast turned round is taken to be; in truth far rarer, but nobody has counted."""
 
 
-def guess(images: Mapping[str, View], distinct: bool = True) -> dict[str, tuple[str, float]]:
+def guess(images: Mapping[Key, View], distinct: bool = True) -> dict[Key, tuple[str, float]]:
     """What each image most probably is, and how probable that is.
 
         P(k₁ … kₙ) ∝ Π P(kᵢ | image i) · P(order of the two T1 images), over all ways to name n images
@@ -94,7 +95,7 @@ def _doubt(change: Mapping[str, str], images: Mapping[str, View]) -> str:
     return "order" if both else "agent"
 
 
-def _weighed(images: Mapping[str, View]) -> tuple[list[tuple[str, ...]], Numbers]:
+def _weighed(images: Mapping[Any, View]) -> tuple[list[tuple[str, ...]], Numbers]:
     """All ways to name the images without naming two alike, and how probable each is."""
     single = [dict(zip(KINDS, kinds(view), strict=True)) for view in images.values()]
     views = list(images.values())

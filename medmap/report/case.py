@@ -30,7 +30,7 @@ _NEAR_ML = 0.01
 
 @dataclass(frozen=True)
 class Origin:
-    """One image that a mask was made from. file: its name; path: where it lies now"""
+    """One image that a mask was made from. file: its name, or what a series is called; path: where it lies now"""
 
     sequence: str
     file: str
@@ -40,13 +40,17 @@ class Origin:
     resampled: bool
 
 
-def case_report(mask: Path, out: Path | None = None, *, anonymous: bool = False) -> Path:
+def case_report(
+    mask: Path, out: Path | None = None, *, anonymous: bool = False, images: Mapping[str, Path] | None = None
+) -> Path:
     """Write the page of one mask to ``out`` (NAME.html beside NAME.nii.gz where None); returns ``out``.
 
     mask:      what `medmap predict` wrote, with its NAME.medmap.json beside it
     anonymous: no id and no file name on the page, neither of the images nor of the mask
+    images:    {sequence: NIfTI file} where they lie now; of a DICOM study, its series converted again, as
+               `medmap.data.dicom_opened.OpenedStudy.recorded` does
 
-    The images are read again, from where the JSON says they were, else from beside the mask. Volumes on the page are in
+    Else the images are read from where the JSON says they were, or from beside the mask. Volumes on the page are in
     ml, counted in the mask. The page loads nothing and shows the patient's images: pass it on as you would these.
 
     Raises InputError where the mask or its JSON cannot be read or do not belong together, where an image is gone or is
@@ -54,7 +58,8 @@ def case_report(mask: Path, out: Path | None = None, *, anonymous: bool = False)
     at all.
     """
     record = read_record(mask)
-    origins = [_found(mask, name, entry) for name, entry in record["inputs"].items()]
+    places = images or {}
+    origins = [_found(mask, name, entry, places.get(name)) for name, entry in record["inputs"].items()]
     scheme = _scheme(record)
     codes, affine = read_labels(mask)
     classes = scheme.encode(codes, str(mask))
@@ -90,23 +95,39 @@ def read_record(mask: Path) -> dict[str, Any]:
 # ---- what the mask was made from ---------------------------------------------------------------------------------
 
 
-def _found(mask: Path, sequence: str, entry: Mapping[str, Any]) -> Origin:
-    """The image, where it was or beside the mask, and unchanged."""
+def _found(mask: Path, sequence: str, entry: Mapping[str, Any], place: Path | None) -> Origin:
+    """The image, unchanged: at the place that is told, where it was, or beside the mask."""
+    called = entry["called"] if "series_uid" in entry else Path(entry["file"]).name
+    path = place or _where_it_was(mask, sequence, entry)
+    now = sha256(path)
+    if now != entry["sha256"]:
+        raise InputError(
+            f"{called if place else path}: is not the {label(sequence)} image that {mask.name} was made from (SHA-256 "
+            f"{now[:12]}…, the record says {entry['sha256'][:12]}…); put the original back, or predict again"
+        )
+    return Origin(sequence, called, path, entry.get("volume"), now, bool(entry.get("resampled")))
+
+
+def _where_it_was(mask: Path, sequence: str, entry: Mapping[str, Any]) -> Path:
+    """The file of an image. Raises InputError where it is gone, and for a series, which has none."""
+    if "series_uid" in entry:
+        raise InputError(
+            f"{mask}: the {label(sequence)} image is {entry['called']} of a DICOM study; name the study, a folder or "
+            f".zip: medmap report {mask} --input STUDY"
+        )
     was = Path(entry["file"])
-    places = (was, mask.parent / was, mask.parent / was.name)
-    path = next((place for place in places if place.is_file()), None)
+    path = next((place for place in beside(mask, was) if place.is_file()), None)
     if path is None:
         raise InputError(
             f"{was}: the {label(sequence)} image that {mask.name} was made from is gone; bring it back there, or "
             "beside the mask"
         )
-    now = sha256(path)
-    if now != entry["sha256"]:
-        raise InputError(
-            f"{path}: is not the {label(sequence)} image that {mask.name} was made from (SHA-256 {now[:12]}…, the "
-            f"record says {entry['sha256'][:12]}…); put the original back, or predict again"
-        )
-    return Origin(sequence, was.name, path, entry.get("volume"), now, bool(entry.get("resampled")))
+    return path
+
+
+def beside(mask: Path, was: Path) -> tuple[Path, ...]:
+    """Where something may lie that a mask was made from: where it was, from here or from the mask, or beside it."""
+    return was, mask.parent / was, mask.parent / was.name
 
 
 def _images(origins: list[Origin], grid: Grid) -> dict[str, NDArray[np.float32]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -165,18 +164,9 @@ class Engine:
 
 
 def _report(patient: Patient, answer: Answer) -> Path:
-    """The page of a mask. Its record is told where the images lie, which the one that is taken away does not say."""
-    folder = answer.mask.parent / "report"
-    try:
-        folder.mkdir(exist_ok=True)
-        mask = folder / answer.mask.name
-        shutil.copyfile(answer.mask, mask)
-        places = {n: patient.file(key) for n, key in zip(answer.record["inputs"], answer.keys, strict=True)}
-        inputs = {n: {**entry, "file": str(places[n])} for n, entry in answer.record["inputs"].items()}
-        record_path(mask).write_text(json.dumps({**answer.record, "inputs": inputs}), encoding="utf-8")
-        return case_report(mask, answer.mask.with_name(f"{stem(mask)}.html"))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """The page of a mask, told where the images lie, which its record does not say."""
+    places = {n: patient.file(key) for n, key in zip(answer.record["inputs"], answer.keys, strict=True)}
+    return case_report(answer.mask, images=places)
 
 
 def _trust(told: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ pytest.importorskip("dcm2niix", reason="DICOM needs pip install 'medmap[dicom]'"
 
 from made_up_calls import answer, call, fails, works  # noqa: E402
 from made_up_dicom import HEADERS, write_enhanced, write_series, write_study  # noqa: E402
+from made_up_mask import make_mask  # noqa: E402
 
 import medmap  # noqa: E402
 from medmap.cli import console  # noqa: E402
@@ -199,6 +200,67 @@ def test_a_seg_of_one_file_with_many_frames(patient: Path, tmp_path: Path) -> No
             assert whole[:, :, round(level)].sum() == pixels[number].sum()
 
 
+# ---- the page of a mask --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def answered(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study, ann, and a mask of it, out/seg.nii.gz. Read only."""
+    root = tmp_path_factory.mktemp("answered")
+    shutil.copytree(study, root / "ann")
+    works("predict", "-i", root / "ann", "-o", root / "out" / "seg.nii.gz", "--device", "cpu", "--no-qc")
+    return root
+
+
+def test_the_page_of_a_mask_is_made_from_the_series_again(answered: Path, tmp_path: Path) -> None:
+    mask, page = tmp_path / "out" / "seg.nii.gz", tmp_path / "out" / "seg.html"
+    shutil.copytree(answered / "out", mask.parent)
+    record = tmp_path / "out" / "seg.medmap.json"
+    record.write_text(record.read_text().replace(str(answered), str(tmp_path)))
+    made = json.loads(record.read_text())
+    shutil.copytree(answered / "ann", tmp_path / "ann")
+    assert answer("report", mask) == {"report": str(page)}  # the record says where the study is
+    text = page.read_text(encoding="utf-8")
+    for entry in made["inputs"].values():
+        assert entry["called"] in text
+        assert entry["sha256"] in text
+    assert str(tmp_path) not in text
+    shutil.make_archive(str(tmp_path / "moved"), "zip", tmp_path / "ann")
+    shutil.rmtree(tmp_path / "ann")
+    page.unlink()
+    said = fails("report", mask)
+    assert "seg.nii.gz: the T1n image is series 3 (t1_se_tra) of a DICOM study; name the study" in said
+    assert f"medmap report {mask} --input STUDY" in said
+    assert not page.exists()
+    works("report", mask, "--input", tmp_path / "moved.zip", "--anonymous")
+    text = page.read_text(encoding="utf-8")
+    assert "t1_se_tra" not in text
+    assert made["inputs"]["t1n"]["sha256"] in text
+
+
+def test_a_page_is_refused_another_study(study: Path, answered: Path, patient: Path, tmp_path: Path) -> None:
+    words = ("report", answered / "out" / "seg.nii.gz", "-o", tmp_path / "seg.html", "--input")
+    write_study(tmp_path / "other", patient)
+    uid = pydicom.dcmread(next((study / "t1n").iterdir())).SeriesInstanceUID
+    assert f"other: has no series 3 (t1_se_tra) with the UID {uid}" in fails(*words, tmp_path / "other")
+    shutil.copytree(study, tmp_path / "edited")
+    for file in (tmp_path / "edited" / "t1n").iterdir():
+        slice_ = pydicom.dcmread(file)
+        slice_.PixelData = (slice_.pixel_array // 2).tobytes()
+        slice_.save_as(file)
+    said = fails(*words, tmp_path / "edited")
+    assert "series 3 (t1_se_tra): is not the T1n image that seg.nii.gz was made from (SHA-256" in said
+    assert not (tmp_path / "seg.html").exists()
+
+
+def test_an_input_of_a_report_is_a_study(patient: Path, study: Path, tiny_run: Path, tmp_path: Path) -> None:
+    image = patient / f"{PATIENT}-t2f.nii.gz"
+    make_mask(tmp_path / "seg.nii.gz", {"t2f": image}, np.zeros(nib.load(image).shape, np.uint8))
+    said = fails("report", tmp_path / "seg.nii.gz", "--input", study)
+    assert "was made from files and no DICOM study; leave out --input" in said
+    assert "is for the page of a mask; found a run" in fails("report", tiny_run, "--input", study, code=2)
+
+
 # ---- what is said --------------------------------------------------------------------------------------------------
 
 
@@ -212,6 +274,31 @@ def test_a_dry_run_shows_the_table_and_writes_nothing(study: Path, tmp_path: Pat
     plan = answer("predict", "-i", study, "-o", tmp_path / "seg.nii.gz", "--dry-run")
     (images,) = plan["would_make"].values()
     assert images["t2f"] == "series 5 (t2_tirm_tra_dark-fluid)"
+
+
+def test_check_shows_the_table_of_a_study(study: Path, tmp_path: Path) -> None:
+    said = works("check", study)
+    lines = [" ".join(line.split()) for line in said.splitlines()]
+    assert "7 t1_se_tra 40×48 40 t1c, sure t1c called t1; TR 550, TE 9; contrast agent Gadovist" in lines
+    assert f"{study}: DICOM study, 4 series, of use are t1n + t1c + t2w + t2f" in said
+    assert f"dcm2niix -z y -o FOLDER {study}" in said
+    shutil.make_archive(str(tmp_path / "patient"), "zip", study)
+    told = answer("check", tmp_path / "patient.zip")
+    assert [row["used_as"] for row in told["study"]] == ["t1n", "t2w", "t2f", "t1c"]
+    for words in (("prepare", study, "-o", tmp_path / "store"), ("doctor", study)):
+        said = fails(*words)
+        assert "160 DICOM files and no NIfTI, which is expected here; of one study `medmap check STUDY` shows" in said
+
+
+def test_a_study_is_explained(study: Path, tmp_path: Path) -> None:
+    words = ("explain", "-i", study, "-o", tmp_path / "why", "--t1n", "none", "--t2w", "none", "--t1c", 7)
+    plan = answer(*words, "--dry-run")
+    assert plan["images"] == {"t1c": "series 7 (t1_se_tra)", "t2f": "series 5 (t2_tirm_tra_dark-fluid)"}
+    made = answer(*words, "--device", "cpu")
+    assert (made["case"], made["inputs"]["t1c"]["called"]) == ("study", "series 7 (t1_se_tra)")
+    assert (tmp_path / "why" / "explanation.png").is_file()
+    assert "medmap-" not in (tmp_path / "why" / "explanation.json").read_text()
+    assert "is the folder of the images" in fails("explain", "-i", study, "-o", study)
 
 
 def test_a_series_is_named_by_number_or_uid_or_left_out(study: Path, tmp_path: Path) -> None:
@@ -300,6 +387,20 @@ def test_a_failing_dcm2niix_is_said_with_the_series(
     monkeypatch.setattr(dcm2niix, "bin", shutil.which("true"))
     assert "dcm2niix made 0 files of it, one volume is expected" in fails(*words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_in_the_place_of_a_file_is_told_where_it_belongs(study: Path, tmp_path: Path) -> None:
+    archive = shutil.make_archive(str(tmp_path / "patient"), "zip", study)
+    slice_ = next((study / "t2f").iterdir())
+    for given, found, whole in (
+        (archive, "a .zip file", archive),
+        (slice_, "DICOM", slice_.parent),
+        (study, "DICOM", study),
+    ):
+        said = fails("predict", "--t2f", given, "-o", tmp_path / "seg.nii.gz")
+        assert f"{given}: found {found}; t2f must be one NIfTI file" in said
+        assert f"medmap predict -i {whole} -o MASK" in said
+        assert "download" not in said
 
 
 # ---- options that do not go together -------------------------------------------------------------------------------

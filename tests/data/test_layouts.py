@@ -301,7 +301,7 @@ def test_paths_that_hold_no_data(tmp_path: Path) -> None:
 def test_dicom_is_named_with_its_cure(tmp_path: Path) -> None:
     (tmp_path / "I0001").write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 20)
     (tmp_path / "b.dcm").write_bytes(b"")
-    with pytest.raises(InputError, match=r"found 2 DICOM files and no NIfTI; .* dcm2niix -z y -o OUT"):
+    with pytest.raises(InputError, match=r"found 2 DICOM files.* `medmap check STUDY` .* dcm2niix -z y -o OUT"):
         recognise(tmp_path)
 
 

@@ -49,6 +49,21 @@ def test_scale_and_offset_of_the_file_are_applied(tmp_path: Path) -> None:
     assert volume.dtype == np.float32
 
 
+def test_what_nibabel_mends_is_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = save(tmp_path / "a.nii", image("a"))
+    data = bytearray(path.read_bytes())
+    data[80:92] = np.array([-1.0, -1.0, -2.0], "<f4").tobytes()  # pixdim of the axes
+    path.write_bytes(data)
+    nib.load(path)
+    assert "pixdim" in caplog.text  # nibabel on its own
+    caplog.clear()
+    read_volume(path)
+    write_mask(tmp_path / "seg.nii.gz", labels(range(4)), path)
+    assert not caplog.records
+    nib.load(path)
+    assert "pixdim" in caplog.text  # and afterwards
+
+
 def test_one_volume_of_a_4d_file(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii.gz", np.stack([image("a"), image("b")], axis=-1))
     np.testing.assert_array_equal(read_volume(path, channel=1)[0], image("b"))
