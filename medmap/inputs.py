@@ -18,8 +18,8 @@ from medmap.core.modality import ModalitySet, canonical
 from medmap.data.cases import CaseFiles, ImageRef, grid_conflict, read_case
 from medmap.data.dicom import in_words
 from medmap.data.faults import Look, duplicates
-from medmap.data.filenames import by_tail
-from medmap.data.nifti import Header, read_header, read_volume, sha256, stem
+from medmap.data.filenames import by_tail, stem
+from medmap.data.nifti import Header, read_header, read_volume, sha256
 from medmap.errors import InputError
 
 if TYPE_CHECKING:

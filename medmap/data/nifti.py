@@ -20,9 +20,8 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import DTypeLike, NDArray
 
 from medmap.core.case import Grid
+from medmap.data.filenames import SUFFIXES, stem
 from medmap.errors import InputError
-
-SUFFIXES = (".nii.gz", ".nii")
 
 _SPACE_FIELDS = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
@@ -67,16 +66,6 @@ class Header:
 def is_nifti(path: Path) -> bool:
     """Whether the name is that of a NIfTI file (hidden files are not: some archives carry ``._name.nii.gz``)."""
     return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
-
-
-def stem(path: Path) -> str:
-    """File name without ``.nii`` or ``.nii.gz``.
-
-    >>> stem(Path("BraTS2021_00000_t1ce.nii.gz"))
-    'BraTS2021_00000_t1ce'
-    """
-    lower = path.name.lower()
-    return next((path.name[: -len(end)] for end in SUFFIXES if lower.endswith(end)), path.name)
 
 
 def read_header(path: Path) -> Header:
