@@ -19,7 +19,7 @@ from medmap.compiled import Compiled
 from medmap.core.box import Box
 from medmap.core.memory import keep_freed_memory
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
-from medmap.inference import _Looked, _network_box, answer_subsets
+from medmap.inference import _Looked, answer_subsets, network_box
 
 WINDOW = 80
 NETWORKS = ["unet:base", "rfnet:faithful"]
@@ -92,7 +92,7 @@ def _placed(which: str):
 
 def _looked(which: str, names: tuple[str, ...]):
     network, patient = _placed(which), made.patient()
-    box = Box.union(_network_box(network, patient, name) for name in names)
+    box = Box.union(network_box(network, patient, name) for name in names)
     return _Looked(network, patient, [()], made.PRECISION), (ModalitySet(names), box)
 
 

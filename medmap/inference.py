@@ -137,7 +137,7 @@ def answer_subsets(
                 f"there are {', '.join(prepared.images if absent else network.modalities)}"
             )
     flips = [f for size in range(len(mirror) + 1) for f in combinations(sorted(set(mirror)), size)]
-    asked = [(subset, Box.union(_network_box(network, prepared, name) for name in subset)) for subset in subsets]
+    asked = [(subset, Box.union(network_box(network, prepared, name) for name in subset)) for subset in subsets]
     looked = _Looked(network, prepared, flips, precision, compiled, kept)
     room = inf if windows is None else voxels_at_once(network, len(flips), precision, windows.memory_gb)
     for fits, some in groupby(asked, lambda one: prod(one[1].shape) <= room):
@@ -217,7 +217,7 @@ class _Looked:
             yield SubsetAnswer(subset, box, self.answer(encoded, subset, box).cpu().numpy())
 
     def _alike(self, subset: ModalitySet, box: Box) -> bool:
-        return all(_network_box(self.network, self.prepared, name) == box for name in subset)
+        return all(network_box(self.network, self.prepared, name) == box for name in subset)
 
     def compiled_answer(self, compiled: Compiled, subset: ModalitySet, box: Box) -> SubsetAnswer:
         """What `answer` gives, from the graph."""
@@ -275,7 +275,7 @@ def voxels_at_once(network: AlignedSegmenter, flips: int, precision: str, memory
 
 
 class _Counted(TorchDispatchMode):
-    """Counts the bytes of the tensors that live at a time."""
+    """Counts the bytes of the tensors that live at a time, of those that are made while it is on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -298,7 +298,7 @@ class _Counted(TorchDispatchMode):
         return out
 
 
-def _network_box(network: AlignedSegmenter, prepared: Prepared, name: str) -> Box:
+def network_box(network: AlignedSegmenter, prepared: Prepared, name: str) -> Box:
     """A sequence's brain box on the network's lattice, at least two strides wide."""
     box = prepared.images[name].box.snapped(network.stride)
     stop = [max(b, a + 2 * network.stride) for a, b in zip(box.start, box.stop, strict=True)]
@@ -307,7 +307,7 @@ def _network_box(network: AlignedSegmenter, prepared: Prepared, name: str) -> Bo
 
 def _box_in(network: AlignedSegmenter, prepared: Prepared, name: str, window: Box | None) -> Box | None:
     """The part of a sequence's box that lies in a window, at least two strides wide; None where there is none."""
-    box = _network_box(network, prepared, name)
+    box = network_box(network, prepared, name)
     if window is None:
         return box
     inside = box.overlap(window)

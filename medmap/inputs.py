@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmap.core.case import Case, Grid
-from medmap.core.modality import ModalitySet, canonical
-from medmap.data.cases import CaseFiles, ImageRef, grid_conflict, read_case
+from medmap.core.modality import GLIOMA_MRI, ModalitySet, canonical
+from medmap.data.cases import CaseFiles, ImageRef, grid_conflict, read_case, unit_fault
 from medmap.data.dicom import in_words, is_study, looks_dicom
 from medmap.data.faults import Look, duplicates
-from medmap.data.filenames import by_tail
-from medmap.data.nifti import Header, read_header, read_volume, sha256, stem
+from medmap.data.filenames import by_tail, stem
+from medmap.data.nifti import Header, read_header, read_volume, sha256
 from medmap.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def read_inputs(
     id:       the patient's name; what the files' names say where None
 
     Raises InputError for no image, a sequence or a file named twice, none that the model knows, files that cannot be
-    read, are 4-D, or lie on different grids where ``resample`` does not allow it.
+    read, are 4-D, do not count in mm, or lie on different grids where ``resample`` does not allow it.
     """
     refs = _named_once(images)
     if not refs:
@@ -91,10 +91,10 @@ def read_inputs(
     first = headers[wanted[0]]
     conflicts = {name: what for name in wanted if (what := grid_conflict(first, headers[name]))}
     case_id = id or _case_of([refs[name].path for name in wanted])
+    files = CaseFiles(case_id, case_id, "", {name: refs[name] for name in wanted}, None)
     if conflicts and not resample:
         what, cure = next(iter(conflicts.values()))
-        raise InputError(f"case {case_id}: {what}; {cure}")
-    files = CaseFiles(case_id, case_id, "", {name: refs[name] for name in wanted}, None)
+        raise InputError(f"case {case_id}: {what}; {cure}{_and_raw(files)}")
     return Inputs(files, headers, tuple(name for name in refs if name not in wanted), tuple(conflicts))
 
 
@@ -112,6 +112,15 @@ def _named_once(images: Mapping[str, Path | ImageRef]) -> dict[str, ImageRef]:
             raise InputError(f"{ref.path} is named as {twin} and as {name}; each sequence has a file of its own")
         refs[name] = ref
     return refs
+
+
+def _and_raw(files: CaseFiles) -> str:
+    """What else has to be done to images that cannot be used as they lie, where they are heads with a skull: said at
+    once, although it takes their voxels."""
+    if not set(files.images) <= set(GLIOMA_MRI):
+        return ""  # perhaps of another organ
+    faults = Look.at(files, next(iter(files.images.values())).path.parent, (), deep=True).faults
+    return "".join(f". Also {fault.what}; then {fault.cure}" for fault in faults if fault.kind == "raw")
 
 
 def _case_of(paths: list[Path]) -> str:
@@ -133,6 +142,8 @@ def _header(name: str, ref: ImageRef) -> Header:
             f"{ref.path}: a 4-D file ({shape}); {name} must be one 3-D volume; split it (fslsplit), or give the folder "
             "of the data set with -i"
         )
+    if wrong := unit_fault(header):
+        raise InputError(f"{ref.path.parent / wrong[0]}; {wrong[1]}")
     return header
 
 

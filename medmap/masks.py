@@ -13,9 +13,10 @@ from typing import Any
 from medmap.core.case import AFFINE_TOLERANCE_MM, Grid
 from medmap.core.labels import LabelScheme, scheme_named
 from medmap.core.modality import ModalitySet
+from medmap.data.filenames import stem
 from medmap.data.labelmaps import patient_of
 from medmap.data.layouts import recognise
-from medmap.data.nifti import is_nifti, read_header, read_labels, stem
+from medmap.data.nifti import is_nifti, read_header, read_labels
 from medmap.errors import InputError
 from medmap.scores import Progress, Score, score_classes, write_scores
 

@@ -20,7 +20,7 @@ from medmap.core.case import Case, Grid, Prediction, Prepared
 from medmap.core.metrics import postprocess
 from medmap.core.modality import ModalitySet
 from medmap.core.temperature import tempered
-from medmap.data.preprocess import prepare_case, restore
+from medmap.data.preprocess import prepare_case, restore, restore_classes
 from medmap.errors import CheckpointError, InputError
 from medmap.inference import SubsetAnswer, Windows, answer_subsets, network_device
 from medmap.latents import KeptLatents
@@ -240,12 +240,13 @@ class Predictor:
         clean:       drop an enhancing tumour that is too small to be believed (``predict.et_min_ml``)
         temperature: of the probabilities (`medmap.core.temperature`); the mask does not depend on it
         """
-        native = restore(answer.on_grid(begun.prepared.grid.shape), begun.prepared)
-        classes = native.argmax(axis=0).astype(np.uint8)
+        answered = answer.on_grid(begun.prepared.grid.shape)
+        classes = restore_classes(answered, begun.prepared)
         if clean:
             classes = postprocess(classes, self.card.scheme, begun.grid.spacing_mm, self.et_min_ml)
         regions = None
         if probabilities:
+            native = restore(answered, begun.prepared)
             native = native if temperature == 1 else tempered(native, temperature)
             regions = {r: native[list(self.card.scheme.members(r))].sum(axis=0) for r in self.card.scheme.regions}
         return Prediction(begun.prepared.id, begun.grid, classes, begun.used.names, regions, begun.notes)

@@ -31,7 +31,8 @@ from medmap.core.case import Prediction
 from medmap.core.labels import LabelScheme
 from medmap.core.witnesses import Witnesses
 from medmap.data.cases import CaseFiles
-from medmap.data.nifti import stem, write_mask
+from medmap.data.filenames import stem
+from medmap.data.nifti import write_mask
 from medmap.errors import InputError
 from medmap.inputs import Inputs, read_inputs, read_patient
 from medmap.scale import Staged

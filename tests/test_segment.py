@@ -308,6 +308,10 @@ BAD_HEADERS: dict[str, tuple[dict[str, str], str]] = {
         {**LONELY, "t1c": "moved.nii.gz"},
         r"affines of t2f\.nii\.gz and moved\.nii\.gz differ by up to 0\.5 mm",
     ),
+    "another unit": (
+        {**LONELY, "t1c": "metres.nii.gz"},
+        r"metres\.nii\.gz: voxels of 0\.001×0\.001×0\.001 mm, 0\.2 to 10 mm are expected.*; give the header",
+    ),
 }
 
 
@@ -322,6 +326,7 @@ def test_headers_that_cannot_work(what: str, images: dict[str, Path], tmp_path: 
     shifted = image.affine.copy()
     shifted[0, 3] += 0.5
     write(tmp_path / "moved.nii.gz", np.asanyarray(image.dataobj), shifted)
+    write(tmp_path / "metres.nii.gz", np.ones((6, 6, 6), np.float32), np.diag([0.001, 0.001, 0.001, 1]))
     (tmp_path / "text.nii.gz").write_text("not an image")
     with pytest.raises(InputError, match=message):
         read_inputs({name: tmp_path / file for name, file in named.items()}, known=GLIOMA_MRI)
@@ -334,6 +339,10 @@ BAD_VOXELS: dict[str, tuple[Any, str]] = {
     ),
     "empty": (np.zeros_like, r"empty, every voxel is 0; remove the file"),
     "constant": (lambda v: np.full_like(v, 7), r"constant, every voxel is 7; remove the file"),
+    "a mask": (
+        lambda v: np.float32(7) * (v != 0),
+        r"constant inside the brain, .* 0 or 7: .*; name its own file",
+    ),
 }
 
 
@@ -440,6 +449,13 @@ def test_a_real_patient_on_four_grids(real_data: Path, tmp_path: Path) -> None:
     assert nib.load(out).shape == (256, 256, 68)
     brains = [mirror.case.images[name] != 0 for name in named]
     assert 2 * (brains[0] & brains[1]).sum() / sum(brain.sum() for brain in brains) > 0.9
+
+
+def test_real_raw_heads_on_three_grids_hear_of_both(real_data: Path) -> None:
+    (case,) = recognise(real_data / "odd" / "LJUBLJANA-MS-raw-patient01-study1").cases
+    both = r"antsRegistrationSyN\.sh .*\. Also not skull-stripped: t1n, t2w, t2f look like raw heads; then .*hd-bet"
+    with pytest.raises(InputError, match=both):
+        read_inputs(case.images)
 
 
 def test_a_real_raw_head(real_data: Path, tmp_path: Path) -> None:

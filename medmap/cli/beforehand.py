@@ -8,7 +8,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from medmap.data.nifti import SUFFIXES
+from medmap.data.filenames import SUFFIXES
 from medmap.errors import InputError
 
 

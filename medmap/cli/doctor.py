@@ -42,8 +42,8 @@ def doctor(
         beforehand.packages("train", "monai")
         from medmap.rehearsal import rehearse
 
-        console.say(f"{data}: working on one case ...")
-        found["data"] = rehearse(data, spacing_mm=spacing, device=device).to_dict()
+        with console.progress("rehearsal") as tell:
+            found["data"] = rehearse(data, spacing_mm=spacing, device=device, told=tell).to_dict()
         found["ok"] &= found["data"]["store_gb"] < found["disk_free_gb"]
     if json:
         console.answer_json(found)
@@ -204,11 +204,13 @@ def _limit_rows(limits: dict[str, float]) -> list[tuple[str, str]]:
 
 
 def _expectation(data: dict[str, Any]) -> str:
-    train = "no segmentation to train on" if data["train_minutes"] is None else f"train {_time(data['train_minutes'])}"
+    train = "no segmentation to train on"
+    if data["train_minutes"] is not None:
+        train = f"train {_time(data['train_minutes'])} with {data['train_gb']:.2g} GB of memory"
     return (
         f"{data['cases']} cases: prepare {_time(data['prepare_minutes'])} and {data['store_gb']:.2g} GB, {train} "
         f"({data['network']}, one fold), evaluate {_time(data['evaluate_minutes'])}, predict "
-        f"{_time(data['predict_minutes'])}; measured on one of them"
+        f"{_time(data['predict_minutes'])} with {data['predict_gb']:.2g} GB; measured on a part of one of them"
     )
 
 

@@ -17,6 +17,14 @@ from medmap.errors import InputError
 
 NOT_ASKED = LabelMap((), "nobody has said")
 
+SPACING_MM = (0.2, 10.0)
+"""Edges that a voxel of a scan can have; others are in another unit."""
+
+MEND = "give the header its voxel size in mm: fslchpixdim FILE X Y Z, or nibabel as docs/data.md shows"
+REGISTER = "antsRegistrationSyN.sh -d 3 -t r -f FIXED -m MOVING -o OUT"
+STRIP = "strip it, each sequence: hd-bet -i IN -o OUT, or mri_synthstrip -i IN -o OUT"
+"""Cures that several faults share."""
+
 
 @dataclass(frozen=True)
 class ImageRef:
@@ -100,7 +108,7 @@ def read_case(files: CaseFiles, modalities: Iterable[str] | None = None) -> Case
                 lacks is left out; at least one must be there.
 
     Raises InputError as `read_volume` does, where two files differ in shape or by more than 1e-3 mm in their affines
-    (both are named), and where none of the wanted sequences exists.
+    (both are named), where lengths are not in mm, and where none of the wanted sequences exists.
     """
     wanted = files.images if modalities is None else {canonical(name): None for name in modalities}
     names = [name for name in files.images if name in wanted]
@@ -110,6 +118,8 @@ def read_case(files: CaseFiles, modalities: Iterable[str] | None = None) -> Case
         )
     refs = [files.images[name] for name in names]
     first = read_header(refs[0].path)
+    if what := unit_fault(first):  # the others share its grid
+        raise InputError(f"case {files.id}: {what[0]}; {what[1]}")
     for other in [ref.path for ref in refs[1:]] + ([] if files.labels is None else [files.labels]):
         if what := grid_conflict(first, read_header(other)):
             raise InputError(f"case {files.id}: {what[0]}; {what[1]}")
@@ -118,15 +128,25 @@ def read_case(files: CaseFiles, modalities: Iterable[str] | None = None) -> Case
     return Case(files.id, images, first.affine, labels)
 
 
+def unit_fault(header: Header) -> tuple[str, str] | None:
+    """Why a header's lengths cannot be taken for mm and what to do about it; None where they can."""
+    edges = [round(mm, 4) for mm in header.grid.spacing_mm]
+    size, (low, high) = "×".join(f"{edge:g}" for edge in edges), SPACING_MM
+    if header.unit in ("meter", "micron"):
+        return f"{header.path.name}: the header counts in {header.unit}s (voxels of {size}), mm are expected", MEND
+    if low <= min(edges) and max(edges) <= high:
+        return None
+    return f"{header.path.name}: voxels of {size} mm, {low:g} to {high:g} mm are expected", MEND
+
+
 def grid_conflict(first: Header, other: Header) -> tuple[str, str] | None:
     """What keeps two headers from sharing one grid and what to do about it; None where they do share it."""
     if first.grid.matches(other.grid):
         return None
     if first.shape[:3] != other.shape[:3]:
         sizes = [f"{h.path.name} is {'×'.join(map(str, h.shape[:3]))} voxels" for h in (other, first)]
-        return ", ".join(
-            sizes
-        ), "resample them onto one grid (medmap predict --resample) if they are registered, else register them"
+        cure = f"resample them onto one grid (medmap predict --resample) if they are registered, else first {REGISTER}"
+        return ", ".join(sizes), cure
     gap = float(np.abs(first.affine - other.affine).max())
     return (
         f"the affines of {first.path.name} and {other.path.name} differ by up to {gap:.3g} mm "

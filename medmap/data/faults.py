@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmap.core.modality import GLIOMA_MRI
-from medmap.data.cases import CaseFiles, DataFolder, ImageRef, grid_conflict
+from medmap.data.cases import MEND, STRIP, CaseFiles, DataFolder, ImageRef, grid_conflict, unit_fault
 from medmap.data.nifti import Header, looks_cut_off, read_header, read_labels, read_volume, sha256
 from medmap.errors import InputError
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 BRAIN_LIMIT_ML = 2200.0
 """More voxels than this are not 0 only where the skull is still there: brains have 1–2 litres, heads 2.5–5."""
+
+SMALL_ML, SMALL_VOXELS = 200.0, 20_000
+"""So many voxels make a whole brain, at 4 mm; that they fill less than this is part of one, or a wrong voxel size."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Fault:
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen of one case: faults, headers that could be read, codes, and digests of images by modality."""
+    """What was seen of one case: faults, headers that could be read, codes; by modality, digests of images and how much
+    of them is not 0."""
 
     case: CaseFiles
     root: Path
@@ -59,6 +63,7 @@ class Look:
     headers: dict[str, Header]
     codes: set[int]
     digests: dict[str, str]
+    volumes_ml: dict[str, float]
 
     @classmethod
     def at(cls, case: CaseFiles, root: Path, expected: tuple[str, ...], deep: bool, brain: bool = True) -> Look:
@@ -67,7 +72,7 @@ class Look:
         Voxels are read where ``deep`` asks for it. Images are looked at as those of a brain, unless ``brain`` or the
         case's label map says that they are of another organ.
         """
-        look = cls(case, root, [], {}, set(), {})
+        look = cls(case, root, [], {}, set(), {}, {})
         look._presence(expected)
         for name, ref in case.files.items():
             look._header(name, ref)
@@ -108,6 +113,8 @@ class Look:
         elif ref.channel is not None and ref.channel >= header.channels:
             what = f"{ref.path.name}: {name} would be volume {ref.channel + 1}, the file holds {header.channels}"
             self._add("four-d", what, "mend the list of channels in dataset.json, or the file", ref.path)
+        elif wrong := unit_fault(header):
+            self._add("units", *wrong, ref.path)
         else:
             self.headers[name] = header
             if not header.oriented and (ref.channel or 0) == 0:
@@ -140,8 +147,9 @@ class Look:
         if heads and brain:
             names = ", ".join(heads) + (" looks like a raw head" if len(heads) == 1 else " look like raw heads")
             what = f"not skull-stripped: {names}"
-            self._add("raw", what, "strip it, each sequence: hd-bet -i IN -o OUT, or mri_synthstrip -i IN -o OUT")
+            self._add("raw", what, STRIP)
         if brain:
+            self._small()
             self._siblings(views)
 
     def _brain(
@@ -159,6 +167,14 @@ class Look:
             if view is not None:
                 self._found(odd_values(name, volume))
                 views[name] = view
+
+    def _small(self) -> None:
+        voxel_ml = {name: _voxel_ml(header) for name, header in self.headers.items()}
+        small = {n: ml for n, ml in self.volumes_ml.items() if SMALL_VOXELS * voxel_ml[n] <= ml < SMALL_ML}
+        if small:
+            size = "×".join(f"{mm:.3g}" for mm in self.headers[next(iter(small))].grid.spacing_mm)
+            what = f"only {max(small.values()):.3g} ml of {', '.join(small)} are not 0, a brain has 1000 to 2000 ml"
+            self._add("small", what, f"nothing if that is all there is; if voxels are not of {size} mm, {MEND}")
 
     def _siblings(self, views: dict[str, View]) -> None:
         """What the images of brains say about each other; no place is compared across grids."""
@@ -196,14 +212,18 @@ class Look:
                 header.path,
             )
             return False
+        if not ((low < volume) & (volume < high)).any():
+            what = f"{file}: constant inside the brain, every voxel is {low:g} or {high:g}: a mask, not an image"
+            self._add("constant", what, "name its own file, or none: a missing sequence is allowed", header.path)
+            return False
         self.digests[name] = hashlib.sha256(volume.tobytes()).hexdigest()
         corners = volume[np.ix_(*([0, -1],) * 3)]
         if corners[0, 0, 0] != 0 and (corners == corners[0, 0, 0]).all():
             what = f"{file}: the background is {corners[0, 0, 0]:g}, 0 is expected: the brain cannot be told from it"
             self._add("background", what, "set the background to 0 (before any z-score)", header.path)
             return False
-        voxel_ml = abs(np.linalg.det(header.affine[:3, :3])) / 1000
-        return bool(np.count_nonzero(volume) * voxel_ml > BRAIN_LIMIT_ML or np.count_nonzero(corners) > 4)
+        self.volumes_ml[name] = np.count_nonzero(volume) * _voxel_ml(header)
+        return bool(self.volumes_ml[name] > BRAIN_LIMIT_ML or np.count_nonzero(corners) > 4)
 
     def _segmentation(self, codes: NDArray[Any], path: Path) -> None:
         values, counts = np.unique(codes, return_counts=True)
@@ -222,6 +242,10 @@ class Look:
             known = ", ".join(f"{code} = {name}" for name, code in scheme.codes.items())
             what = f"{path.name}: label {listed} is outside the map {scheme.name} ({known})"
             self._add("label", what, "name the right map with --labels, or mend the file", path)
+
+
+def _voxel_ml(header: Header) -> float:
+    return abs(float(np.linalg.det(header.affine[:3, :3]))) / 1000
 
 
 def expected(folder: DataFolder) -> tuple[str, ...]:
@@ -310,6 +334,7 @@ SEVERITY: dict[str, str] = {
     "four-d": "error",
     "grid": "error",
     "affine": "error",
+    "units": "error",
     "undecided": "error",
     "nan": "error",
     "constant": "error",
@@ -318,6 +343,7 @@ SEVERITY: dict[str, str] = {
     "orientation": "warning",
     "background": "warning",
     "raw": "warning",
+    "small": "warning",
     "missing": "note",
     "no-labels": "note",
     "empty-labels": "note",

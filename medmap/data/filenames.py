@@ -1,4 +1,4 @@
-"""What a file's name says: whose image it is and of which sequence."""
+"""What a file's name says: whose image it is and of which sequence. Nothing here opens a file, or imports who does."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from medmap.core.modality import ALIASES
-from medmap.data.nifti import stem
+
+SUFFIXES = (".nii.gz", ".nii")
+"""How the names of NIfTI files end."""
+
+
+def stem(path: Path) -> str:
+    """File name without ``.nii`` or ``.nii.gz``.
+
+    >>> stem(Path("BraTS2021_00000_t1ce.nii.gz"))
+    'BraTS2021_00000_t1ce'
+    """
+    lower = path.name.lower()
+    return next((path.name[: -len(end)] for end in SUFFIXES if lower.endswith(end)), path.name)
 
 
 def by_tail(

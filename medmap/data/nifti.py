@@ -22,9 +22,8 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import DTypeLike, NDArray
 
 from medmap.core.case import Grid
+from medmap.data.filenames import SUFFIXES, stem
 from medmap.errors import InputError
-
-SUFFIXES = (".nii.gz", ".nii")
 
 _SPACE_FIELDS = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
@@ -41,6 +40,7 @@ class Header:
     affine:  4×4 voxel → mm in RAS+, invertible
     dtype:   type on disk
     oriented: whether the file says where the volume lies (qform or sform code > 0); else the affine is a default
+    unit:    of lengths, as the file names it: mm, meter, micron or unknown; the affine is not brought to mm
     """
 
     path: Path
@@ -48,6 +48,7 @@ class Header:
     affine: NDArray[np.float64]
     dtype: np.dtype[Any]
     oriented: bool = True
+    unit: str = "unknown"
 
     @property
     def channels(self) -> int:
@@ -71,16 +72,6 @@ def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
 
 
-def stem(path: Path) -> str:
-    """File name without ``.nii`` or ``.nii.gz``.
-
-    >>> stem(Path("BraTS2021_00000_t1ce.nii.gz"))
-    'BraTS2021_00000_t1ce'
-    """
-    lower = path.name.lower()
-    return next((path.name[: -len(end)] for end in SUFFIXES if lower.endswith(end)), path.name)
-
-
 def read_header(path: Path) -> Header:
     """Shape, affine and type of a NIfTI file; the voxels are not read.
 
@@ -92,13 +83,15 @@ def read_header(path: Path) -> Header:
     if len(shape) < 3 or min(shape) < 1:
         raise InputError(f"{path}: found {len(shape)} dimensions {shape}; a 3-D volume is expected")
     affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    # as a share of the edges: 1e-9 is also the volume of an upright voxel that is counted in metres
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-9 * np.prod(edges):
         raise InputError(f"{path}: the affine has no inverse, so nobody knows where its voxels lie; export it again")
     dtype = image.get_data_dtype()
     if dtype.kind not in "iuf":
         raise InputError(f"{path}: voxels are of type {dtype}; numbers are expected (is it a colour picture?)")
     codes = int(image.header["qform_code"]), int(image.header["sform_code"])
-    return Header(Path(path), shape, affine, dtype, any(codes))
+    return Header(Path(path), shape, affine, dtype, any(codes), str(image.header.get_xyzt_units()[0]))
 
 
 def read_volume(path: Path, channel: int | None = None) -> tuple[NDArray[np.float32], NDArray[np.float64]]:

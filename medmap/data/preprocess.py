@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medmap.core.box import Boxed, bounding_box
+from medmap.core.box import Box, Boxed, bounding_box
 from medmap.core.case import Case, Grid, Prepared
 from medmap.core.labels import LabelScheme
 from medmap.core.volume import from_ras, grid_with_spacing, ras_grid, resample, resample_labels, to_ras, zscore
@@ -73,9 +73,33 @@ def restore(values: NDArray[Any], at: Prepared | tuple[Grid, Grid], order: int =
 
 
 def restore_classes(probabilities: NDArray[Any], at: Prepared | tuple[Grid, Grid]) -> NDArray[np.uint8]:
-    """Class probabilities Float[K X Y Z] on the prepared grid → class indices UInt8[X Y Z] on the native grid."""
-    classes: NDArray[np.uint8] = restore(probabilities, at, order=1).argmax(axis=0).astype(np.uint8)
-    return classes
+    """Class probabilities Float[K X Y Z] on the prepared grid → class indices UInt8[X Y Z] on the native grid.
+
+    The argmax of what `restore` gives, computed round the tumour alone: a voxel between voxels whose most probable
+    class is 0 has that class too.
+    """
+    grid, native = (at.grid, at.native) if isinstance(at, Prepared) else at
+    turned = ras_grid(native)
+    classes = np.zeros(turned.shape, np.uint8)
+    found = bounding_box(probabilities.argmax(axis=0))
+    box = None if found is None else _reached(found, grid, turned).overlap(Box((0, 0, 0), turned.shape))
+    if box is not None:
+        affine = turned.affine.copy()
+        affine[:3, 3] += turned.affine[:3, :3] @ box.start
+        part = Grid(box.shape, affine)
+        classes[box.slices] = resample(probabilities, grid, part, order=1).argmax(axis=0)
+    restored: NDArray[np.uint8] = from_ras(classes, native)
+    return restored
+
+
+def _reached(box: Box, source: Grid, target: Grid) -> Box:
+    """The voxels of a grid whose interpolation looks into a box of another one."""
+    turn = np.linalg.inv(target.affine) @ source.affine
+    half = 0.5 * np.linalg.norm(np.linalg.inv(turn[:3, :3]), axis=0).max()  # of a target's voxel, in source voxels
+    ends = np.add([box.start, box.stop], [[-1 - half], [half]])
+    corners = np.array([[ends[i, 0], ends[j, 1], ends[k, 2], 1] for i, j, k in np.ndindex(2, 2, 2)]) @ turn.T
+    start, stop = np.floor(corners.min(axis=0)[:3]).astype(int), np.ceil(corners.max(axis=0)[:3]).astype(int) + 1
+    return Box((int(start[0]), int(start[1]), int(start[2])), (int(stop[0]), int(stop[1]), int(stop[2])))
 
 
 def _prepared_image(image: NDArray[np.float32], turned: Grid, grid: Grid, what: str) -> Boxed:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from medmap.core.box import Index3
+from medmap.data.cases import REGISTER, STRIP
 from medmap.data.sequences import NAMES, likelier
 from medmap.data.views import Image, View, blurred, cut
 
@@ -201,7 +202,7 @@ def _misplaced(fits: Mapping[tuple[str, str], Fit]) -> Iterator[Finding]:
     }
     for name, others, found in _blamed(shifted, fits):
         what = f"{name} lies {found.shift_mm:.0f} mm away from {', '.join(others)} on the same grid"
-        yield Finding("shifted", name, what, "register the images to each other first")
+        yield Finding("shifted", name, what, f"register the images to each other first: {REGISTER}")
 
 
 def _blamed(
@@ -234,7 +235,7 @@ def _partial(views: Mapping[str, View]) -> Iterator[Finding]:
             yield Finding("partial", name, what, "leave it out, or mind that it says nothing about what it lacks")
         elif ratio >= HEAD and len(others) > 1:
             what = f"{name} is {ratio:.1f} times as large as the others: it still has its skull"
-            yield Finding("skull", name, what, "strip it, each sequence: hd-bet -i IN -o OUT, or mri_synthstrip")
+            yield Finding("skull", name, what, STRIP)
 
 
 def _beyond(brain: NDArray[np.bool_], view: View, axis: int) -> tuple[float, float, str]:

@@ -111,10 +111,32 @@ def raw_noise(root: Path) -> None:
 
 
 def raw_size(root: Path) -> None:
-    # 64 voxels of 3.6 cm: 3 litres that are not 0
+    large(root, 9.0)  # 4096 voxels: 3 litres that are not 0
+
+
+def large(root: Path, edge_mm: float, fold: int = 4) -> None:
+    """A case of cubic voxels, so many times as many along each axis."""
     for name in (*FOUR, "seg"):
         volume = labels((1, 2, 3)) if name == "seg" else image(CASE + name)
-        save(file(root, name), volume, np.diag([36.0, 36.0, 36.0, 1.0]))
+        save(file(root, name), np.kron(volume, np.ones((fold,) * 3, volume.dtype)), np.diag([*[edge_mm] * 3, 1.0]))
+
+
+def part_of_a_brain(root: Path) -> None:
+    large(root, 1.0, 7)  # 21,952 voxels
+
+
+def metres(root: Path) -> None:
+    save(file(root, "t2w"), image("w"), np.diag([0.001, 0.001, 0.001, 1.0]))
+
+
+def unit(root: Path) -> None:
+    picture = nib.Nifti1Image(image("w"), AFFINE)
+    picture.header.set_xyzt_units("micron")
+    nib.save(picture, file(root, "t2w"))
+
+
+def mask(root: Path) -> None:
+    save(file(root, "t1n"), (image("n") != 0) * np.float32(40))
 
 
 def background(root: Path) -> None:
@@ -148,6 +170,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], bool, str, str, str]] = {
     "nan": (nan, True, "nan", f"{CASE}-t1n.nii.gz: 2 voxels are NaN or infinite", "set them to 0"),
     "empty": (empty, True, "constant", f"{CASE}-t1n.nii.gz: empty, every voxel is 0", "remove the file"),
     "constant": (constant, True, "constant", f"{CASE}-t1n.nii.gz: constant, every voxel is 7", "remove the file"),
+    "mask": (mask, True, "constant", "t1n.nii.gz: constant inside the brain, every voxel is 0 or 40", "its own file"),
     "label": (
         label,
         True,
@@ -172,6 +195,9 @@ FAULTS: dict[str, tuple[Callable[[Path], None], bool, str, str, str]] = {
     "4-D": (four_d, False, "four-d", "4-D (8×8×8×3), a 3-D volume is expected", "split it"),
     "raw, noise": (raw_noise, True, "raw", "not skull-stripped: t2f looks like a raw head", "hd-bet -i IN -o OUT"),
     "raw, size": (raw_size, True, "raw", "t1n, t1c, t2w, t2f look like raw heads", "mri_synthstrip"),
+    "metres": (metres, False, "units", "t2w.nii.gz: voxels of 0.001×0.001×0.001 mm, 0.2 to 10 mm", "fslchpixdim"),
+    "unit": (unit, False, "units", "t2w.nii.gz: the header counts in microns (voxels of 1×1×2)", "fslchpixdim"),
+    "small": (part_of_a_brain, True, "small", "only 22 ml of t1n, t1c, t2w, t2f are not 0", "fslchpixdim FILE X Y Z"),
     "background": (background, True, "background", "the background is -3, 0 is expected", "set the background to 0"),
     "orientation": (orientation, False, "orientation", "neither qform nor sform is set", "export it again"),
     "undecided": (
@@ -359,6 +385,7 @@ def test_real_scans_on_four_grids_are_refused_with_the_cure(real_data: Path) -> 
     assert report.exit_code == 1
     assert [fault.kind for fault in report.faults] == ["grid", "grid"]
     assert "--resample" in report.faults[0].cure
+    assert "antsRegistrationSyN.sh" in report.faults[0].cure
 
 
 def test_real_raw_heads_are_recognised(real_data: Path) -> None:
@@ -371,3 +398,15 @@ def test_real_raw_heads_are_recognised(real_data: Path) -> None:
 def test_real_brains_are_not_taken_for_heads(real_data: Path) -> None:
     report = check(real_data / "ssa-2mm" / "BraTS-SSA-00116-000", deep=True)  # the largest brain at hand
     assert report.faults == ()
+
+
+@pytest.mark.parametrize(("scale", "kinds"), [(0.1, {"small"}), (0.001, {"units"}), (1000.0, {"units"})])
+def test_real_brains_in_another_unit(scale: float, kinds: set[str], real_data: Path, tmp_path: Path) -> None:
+    """Tenths of a mm, metres and microns, which the header does not name."""
+    case = "BraTS2021_00002"
+    for path in (real_data / "brats2021-2mm" / case).glob("*_*[12er].nii.gz"):
+        picture = nib.load(path)
+        affine = np.diag([scale, scale, scale, 1.0]) @ picture.affine
+        save(tmp_path / case / path.name, np.asanyarray(picture.dataobj), affine)
+    report = check(tmp_path, deep=True)
+    assert {fault.kind for fault in report.faults if fault.severity != "note"} == kinds

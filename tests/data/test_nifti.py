@@ -16,13 +16,13 @@ from made_up_trees import AFFINE, image, labels, save
 
 from medmap.core.case import Grid
 from medmap.data import nifti
+from medmap.data.filenames import stem
 from medmap.data.nifti import (
     looks_cut_off,
     read_header,
     read_labels,
     read_volume,
     sha256,
-    stem,
     write_mask,
     write_volume,
 )

@@ -161,6 +161,24 @@ def test_a_smooth_tumour_survives_the_way_to_another_spacing_and_back():
                 assert 2 * both / either > 0.85
 
 
+@pytest.mark.parametrize("spacing_mm", [None, 0.7, 1.0, 2.5])
+@pytest.mark.parametrize("oblique", [False, True])
+def test_classes_are_the_argmax_of_restored_probabilities(spacing_mm: float | None, oblique: bool) -> None:
+    """Computed round the tumour, they are what they are everywhere; at a border of the grid, too, and where none is."""
+    affine = LPS.copy()
+    if oblique:
+        affine[:3, :3] = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0] @ np.diag([1.0, 1.2, 2.0])
+    prepared = prepare_case(made_up_case(affine=affine), GLIOMA, spacing_mm)
+    shape, draw = prepared.grid.shape, np.random.default_rng(4)
+    for low, high in ((0.3, 0.5), (0.0, 0.25), (0.8, 1.0), (0.5, 0.5)):
+        inside = np.zeros(shape, np.float32)
+        inside[tuple(slice(int(low * n), int(high * n)) for n in shape)] = 1
+        values = draw.uniform(size=(4, *shape)).astype(np.float32) * np.stack([np.ones(shape), inside, inside, inside])
+        values[0] += 1e-3 + 2 * (1 - inside)
+        values = (values / values.sum(axis=0)).astype(np.float32)
+        assert_array_equal(restore_classes(values, prepared), restore(values, prepared).argmax(axis=0))
+
+
 def test_probabilities_beyond_the_prepared_grid_are_background():
     native, small = Grid((6, 6, 6), np.eye(4)), Grid((2, 2, 2), np.diag([1.5, 1.5, 1.5, 1]))
     tumour = np.stack([np.zeros(small.shape), np.ones(small.shape)]).astype(np.float32)
