@@ -17,8 +17,11 @@ from typing import Any
 
 import httpx
 import uvicorn
+from typer.testing import CliRunner
 
 from medmap.card import read_model
+from medmap.cli import app as cli
+from medmap.cli import console
 from medmap.serve.answers import Engine
 from medmap.serve.app import Office, make_app
 from medmap.serve.desk import Desk
@@ -102,3 +105,13 @@ def zipped(members: dict[str, bytes]) -> bytes:
         for name, content in members.items():
             archive.writestr(name, content)
     return made.getvalue()
+
+
+def predicted(run: Path, files: dict[str, Path], out: Path) -> bytes:
+    """What `medmap predict` writes."""
+    named = [word for name, file in files.items() for word in (f"--{name}", str(file))]
+    argv = ["predict", "--model", str(run), *named, "--device", "cpu", "--precision", "fp32", "-o", str(out)]
+    answer = CliRunner().invoke(cli, argv)
+    console.begin()
+    assert answer.exit_code == 0, answer.output
+    return out.read_bytes()

@@ -25,11 +25,6 @@ STATE = "document.body.dataset.state"
 
 
 @pytest.fixture(scope="module")
-def files(tiny_phantoms: Path) -> dict[str, Path]:
-    return {name: tiny_phantoms / PATIENT / f"{PATIENT}-{name}.nii.gz" for name in SEQUENCES}
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the server has its temporary files."""
     return tmp_path_factory.mktemp("served")

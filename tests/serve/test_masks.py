@@ -10,7 +10,6 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -21,7 +20,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
-from made_up_page import Page, served, zipped
+from made_up_page import Page, predicted, served, zipped
 from made_up_scores import GLIOMA, scored
 from typer.testing import CliRunner
 
@@ -42,40 +41,6 @@ from medmap.serve.server import listening
 
 PATIENT = "PHANTOM-00000-000"
 SEQUENCES = ("t1n", "t1c", "t2w", "t2f")
-
-
-@pytest.fixture(scope="module")
-def files(tiny_phantoms: Path) -> dict[str, Path]:
-    return {name: tiny_phantoms / PATIENT / f"{PATIENT}-{name}.nii.gz" for name in SEQUENCES}
-
-
-@pytest.fixture
-def page(tiny_run: Path, tmp_path: Path) -> Iterator[Page]:
-    made = Page(tiny_run, tmp_path / "page")
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def ready(
-    tiny_run: Path, files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Page, str]]:
-    """A page with a checked patient."""
-    page = Page(tiny_run, tmp_path_factory.mktemp("serve") / "page")
-    patient = page.begin(*files.values())
-    assert page.job(patient, "check")["result"]["refused"] == ""
-    yield page, patient
-    page.close()
-
-
-def predicted(run: Path, files: dict[str, Path], out: Path) -> bytes:
-    """What `medmap predict` writes."""
-    named = [word for name, file in files.items() for word in (f"--{name}", str(file))]
-    argv = ["predict", "--model", str(run), *named, "--device", "cpu", "--precision", "fp32", "-o", str(out)]
-    answer = CliRunner().invoke(cli, argv)
-    console.begin()
-    assert answer.exit_code == 0, answer.output
-    return out.read_bytes()
 
 
 # ---- the mask ----------------------------------------------------------------------------------------------------

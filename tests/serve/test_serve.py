@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -25,40 +24,6 @@ from medmap.serve.uploads import kind_of, safe_name
 
 PATIENT = "PHANTOM-00000-000"
 SEQUENCES = ("t1n", "t1c", "t2w", "t2f")
-
-
-@pytest.fixture(scope="module")
-def files(tiny_phantoms: Path) -> dict[str, Path]:
-    return {name: tiny_phantoms / PATIENT / f"{PATIENT}-{name}.nii.gz" for name in SEQUENCES}
-
-
-@pytest.fixture
-def page(tiny_run: Path, tmp_path: Path) -> Iterator[Page]:
-    made = Page(tiny_run, tmp_path / "page")
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def ready(
-    tiny_run: Path, files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Page, str]]:
-    """A page with a checked patient."""
-    page = Page(tiny_run, tmp_path_factory.mktemp("serve") / "page")
-    patient = page.begin(*files.values())
-    assert page.job(patient, "check")["result"]["refused"] == ""
-    yield page, patient
-    page.close()
-
-
-def predicted(run: Path, files: dict[str, Path], out: Path) -> bytes:
-    """What `medmap predict` writes."""
-    named = [word for name, file in files.items() for word in (f"--{name}", str(file))]
-    argv = ["predict", "--model", str(run), *named, "--device", "cpu", "--precision", "fp32", "-o", str(out)]
-    answer = CliRunner().invoke(cli, argv)
-    console.begin()
-    assert answer.exit_code == 0, answer.output
-    return out.read_bytes()
 
 
 # ---- who may ask -------------------------------------------------------------------------------------------------
