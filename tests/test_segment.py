@@ -563,7 +563,6 @@ def test_a_sequence_that_the_model_could_not_use_is_recorded_as_ignored(
 
     monkeypatch.setattr(Predictor, "begin", of_one)
     given = read_inputs({name: images[name] for name in ("t2w", "t2f")}, known=GLIOMA_MRI)
-    record = segment_case(predictor, given, tmp_path / MASK)
-    assert record["sequences"]["used"] == ["t2w"]
-    assert record["sequences"]["ignored"] == ["t2f"]
-    assert json.loads(record_path(tmp_path / MASK).read_text())["sequences"] == record["sequences"]
+    mask = segment_case(predictor, given, tmp_path / MASK)
+    told = json.loads(record_path(mask).read_text(encoding="utf-8"))["sequences"]
+    assert (told["used"], told["ignored"]) == (["t2w"], ["t2f"])

@@ -172,7 +172,10 @@ def map_of(arm: str) -> Callable[[Results], Figure]:
 
     def draw(results: Results) -> Figure:
         first = next((folds[0] for folds in results.finished(arm) if "rows" in folds[0].facts.get("latents", {})), None)
-        return Figure() if first is None else latent_map(first.facts["latents"])
+        if first is None:
+            return Figure()
+        latents = first.facts["latents"]
+        return latent_map(latents, next(iter(latents["levels"])))
 
     return draw
 

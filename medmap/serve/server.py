@@ -60,7 +60,9 @@ def serve(
                 app = Guard(make_app(office), number, key)
                 config = uvicorn.Config(app, lifespan="off", access_log=False, server_header=False, log_level="error")
                 config.timeout_graceful_shutdown = SECONDS_TO_END
-                uvicorn.Server(config).run(sockets=[sock])
+                server = uvicorn.Server(config)
+                with hung_up(server):
+                    server.run(sockets=[sock])
             finally:
                 desk.close()
 
@@ -84,6 +86,30 @@ def listening(port: int) -> Iterator[socket.socket]:
             ) from error
         sock.listen(_BACKLOG)
         yield sock
+
+
+@contextmanager
+def hung_up(server: uvicorn.Server) -> Iterator[None]:
+    """SIGHUP ends a server as SIGINT and SIGTERM do: it is told and ends by itself, then SystemExit is raised.
+
+    An exception out of the handler may come at a moment at which nobody passes it on, and the server would go on.
+    """
+    heard: list[int] = []
+
+    def tell(number: int, frame: Any) -> None:
+        heard.append(number)
+        server.should_exit = True
+
+    if not hasattr(signal, "SIGHUP"):
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, tell)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    if heard:
+        raise SystemExit(128 + heard[0])
 
 
 @contextmanager
