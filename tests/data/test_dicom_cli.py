@@ -106,7 +106,7 @@ def check_seg(seg_file: Path, mask_file: Path, series: Path) -> Any:
 def test_a_study_becomes_a_mask_and_a_seg(patient: Path, options: dict[str, Any], tmp_path: Path) -> None:
     uids = write_study(tmp_path / "study", patient, **options)
     out = tmp_path / "made" / "seg.nii.gz"
-    said = works("predict", "-i", tmp_path / "study", "-o", out, "--dicom-seg", "--device", "cpu")
+    said = works("predict", "-i", tmp_path / "study", "-o", out, "--dicom-seg", "--device", "cpu", "--no-qc")
     assert f"{out}: WT" in said
     seg = check_seg(out.with_name("seg.dcm"), out, tmp_path / "study" / "t1n")
     record = json.loads(out.with_name("seg.medmap.json").read_text())
@@ -115,7 +115,7 @@ def test_a_study_becomes_a_mask_and_a_seg(patient: Path, options: dict[str, Any]
     assert "medmap-" not in json.dumps(record)  # no temporary file is named
     # as from NIfTI, but for the rounding of the images to whole numbers
     images = [word for name in HEADERS for word in (f"--{name}", patient / f"{PATIENT}-{name}.nii.gz")]
-    works("predict", *images, "-o", tmp_path / "plain.nii.gz", "--device", "cpu")
+    works("predict", *images, "-o", tmp_path / "plain.nii.gz", "--device", "cpu", "--no-qc")
     if not options.keys() & {"turn", "plane"}:
         voxels = [nib.as_closest_canonical(nib.load(f)).get_fdata() for f in (out, tmp_path / "plain.nii.gz")]
         assert dice(voxels[0] > 0, voxels[1] > 0) > 0.99
@@ -179,7 +179,7 @@ def test_a_seg_of_one_file_with_many_frames(patient: Path, tmp_path: Path) -> No
     image = nib.load(patient / f"{PATIENT}-t2f.nii.gz")
     write_enhanced(tmp_path / "s" / "all", np.asarray(image.dataobj), image.affine, HEADERS["t2w"])
     out = tmp_path / "seg.nii.gz"
-    works("predict", "-i", tmp_path / "s", "-o", out, "--dicom-seg", "--device", "cpu")
+    works("predict", "-i", tmp_path / "s", "-o", out, "--dicom-seg", "--device", "cpu", "--no-qc")
     seg = highdicom.seg.segread(tmp_path / "seg.dcm")
     source = pydicom.dcmread(tmp_path / "s" / "all")
     pixels = seg.get_pixels_by_source_frame(
@@ -322,7 +322,7 @@ def test_other_grids_are_refused_by_the_series_names(patient: Path, tmp_path: Pa
     study = {"StudyInstanceUID": "1.2.3"}
     write_series(tmp_path / "s" / "a", voxels, image.affine, headers={**study, **HEADERS["t2f"]})
     write_series(tmp_path / "s" / "b", voxels[:, :-4], image.affine, headers={**study, **HEADERS["t2w"]})
-    words = ("predict", "-i", tmp_path / "s", "-o", tmp_path / "seg.nii.gz", "--device", "cpu")
+    words = ("predict", "-i", tmp_path / "s", "-o", tmp_path / "seg.nii.gz", "--device", "cpu", "--no-qc")
     said = fails(*words)
     assert "series 5 (t2_tirm_tra_dark-fluid) is 40×48×40 voxels, series 4 (AX T2 TSE) is 40×44×40 voxels" in said
     assert "medmap predict --resample" in said
@@ -357,7 +357,15 @@ def test_missing_slices_leave_a_series_out_and_asking_for_it_fails(study: Path, 
 def test_a_zip_is_a_study(study: Path, tmp_path: Path) -> None:
     shutil.make_archive(str(tmp_path / "patient"), "zip", study)
     made = answer(
-        "predict", "-i", tmp_path / "patient.zip", "-o", tmp_path / "seg.nii.gz", "--device", "cpu", "--dicom-seg"
+        "predict",
+        "-i",
+        tmp_path / "patient.zip",
+        "-o",
+        tmp_path / "seg.nii.gz",
+        "--device",
+        "cpu",
+        "--no-qc",
+        "--dicom-seg",
     )
     assert made["case"] == "patient"
     check_seg(tmp_path / "seg.dcm", tmp_path / "seg.nii.gz", study / "t1n")
