@@ -55,7 +55,12 @@ def test_latents_are_looked_at_where_there_are_patients_enough(
     assert table[2].startswith("| α = 0 | 0.")
     assert (tmp_path / "quick" / "latents-map-none.png").stat().st_size > 20_000
     facts = [json.loads(file.read_text())["latents"] for file in (tmp_path / "quick" / "runs").glob("*.json")]
-    assert all(list(fact["levels"]) == ["x4"] and len(fact["rows"]["case"]) == 8 for fact in facts)
+    for fact in facts:
+        assert list(fact["levels"]) == ["x4", "x3", "x2", "x1"]
+        assert [name for name, level in fact["levels"].items() if "map" in level["after"]] == ["x4"]
+        assert len(fact["rows"]["case"]) == 8
+        assert fact["conditional"]["private"]
+        assert fact["conditional"]["nats"] < 1e-9
 
 
 def test_a_finished_run_is_never_run_again_and_an_interrupted_one_goes_on(
