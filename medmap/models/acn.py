@@ -60,7 +60,7 @@ from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, stacked
-from medmap.models.blocks import cropped, pad_to_stride, reverse_gradient, size_named
+from medmap.models.blocks import Conv3d, cropped, pad_to_stride, reverse_gradient, size_named
 from medmap.models.stem import PrivateStem
 
 LEVEL = "private"
@@ -231,8 +231,8 @@ class _Path(nn.Module):
         super().__init__()
         channels = shape.channels
         self.stride = 2 ** (len(channels) - 1)
-        enter = nn.Conv3d(inputs, channels[0], 3, padding=1)
-        down = (nn.Conv3d(before, after, 3, stride=2, padding=1) for before, after in pairwise(channels))
+        enter = Conv3d(inputs, channels[0], 3, padding=1)
+        down = (Conv3d(before, after, 3, stride=2, padding=1) for before, after in pairwise(channels))
         self.encoder = nn.ModuleList(
             nn.Sequential(conv, *(_Residual(conv.out_channels) for _ in range(count)))
             for conv, count in zip((enter, *down), shape.blocks, strict=True)
@@ -266,7 +266,7 @@ class _Residual(nn.Module):
             for layer in (
                 nn.GroupNorm(8, channels),
                 nn.ReLU(inplace=True),
-                nn.Conv3d(channels, channels, 3, padding=1),
+                Conv3d(channels, channels, 3, padding=1),
             )
         ]
         self.inner = nn.Sequential(*layers)
@@ -313,8 +313,8 @@ def _feature_discriminator(features: int, channels: tuple[int, ...]) -> nn.Seque
     """Features [B C x y z] → scores: convolutions 3³ and LeakyReLU, the last one of stride 2."""
     layers: list[nn.Module] = []
     for before, after in pairwise((features, *channels)):
-        layers += [nn.Conv3d(before, after, 3, padding=1), nn.LeakyReLU(0.2, inplace=True)]
-    return nn.Sequential(*layers, nn.Conv3d(channels[-1], 1, 3, stride=2, padding=1))
+        layers += [Conv3d(before, after, 3, padding=1), nn.LeakyReLU(0.2, inplace=True)]
+    return nn.Sequential(*layers, Conv3d(channels[-1], 1, 3, stride=2, padding=1))
 
 
 SIZES: dict[str, ACNSize] = {

@@ -17,6 +17,8 @@ from medmap.models.backbone import Encoded, all_true, columns, encode_rows, mask
 
 ROW_CHANNELS = 128
 SLICE_BYTES = 2**21
+LOOP_NUMBERS = 20480
+"""Channels times the first two axes of a sample: up to here torch takes its own loop (ConvParams::use_mkldnn)."""
 
 Size = TypeVar("Size")
 Network = TypeVar("Network", bound=nn.Module)
@@ -118,6 +120,60 @@ def normalise(channels: int) -> nn.Sequential:
     return nn.Sequential(InstanceNorm(channels), LeakyReLU(0.01))
 
 
+def conv3d(
+    x: Float[Tensor, "B C X Y Z"],
+    weight: Float[Tensor, "D C k l m"],
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1, 1, 1),
+    padding: Sequence[int] = (0, 0, 0),
+) -> Float[Tensor, "B D x y z"]:
+    """``F.conv3d``, and one small volume as two: its halves, which overlap by the kernel's reach.
+
+    On a CPU torch gives a single sample of few numbers in float32 to a loop of its own, several times slower than the
+    convolutions that everything else gets; with two samples it does not.
+
+    >>> x, weight = torch.randn(1, 2, 9, 8, 7), torch.randn(3, 2, 3, 3, 3)
+    >>> torch.allclose(conv3d(x, weight, padding=(1, 1, 1)), F.conv3d(x, weight, padding=1), atol=1e-5)
+    True
+    """
+    if not _left_to_the_slow_loop(x, weight):
+        return F.conv3d(x, weight, bias, tuple(stride), tuple(padding))
+    (kernel, *_), (step, *_), (pad, *_) = weight.shape[2:], stride, padding
+    size = (x.shape[2] + 2 * pad - kernel) // step + 1
+    half = -(-size // 2)
+    start, length = half * step, (half - 1) * step + kernel
+    padded = F.pad(x, (0, 0, 0, 0, pad, start + length - pad - x.shape[2]))
+    halves = torch.cat([padded[:, :, :length], padded[:, :, start : start + length]])
+    out = F.conv3d(halves, weight, bias, tuple(stride), (0, *padding[1:]))
+    return torch.cat(out.split(1), dim=2)[:, :, :size]
+
+
+def _left_to_the_slow_loop(x: Tensor, weight: Tensor) -> bool:
+    """What torch decides, and whether halves would be of use; a graph that is being recorded holds for every size."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    as_float = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+    return (
+        x.device.type == "cpu"
+        and as_float
+        and x.shape[0] == 1
+        and x.shape[1] * x.shape[2] * x.shape[3] <= LOOP_NUMBERS
+        and 1 < weight.shape[-1] <= 3
+        and x.shape[2] > 1
+    )
+
+
+class Conv3d(nn.Conv3d):
+    """`conv3d` as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding: Sequence[int] = self.padding  # type: ignore[assignment]
+        if self.padding_mode != "zeros":
+            x = F.pad(x, [n for size in reversed(padding) for n in (size, size)], mode=self.padding_mode)
+            padding = (0, 0, 0)
+        return conv3d(x, self.weight, self.bias, self.stride, padding)
+
+
 class EncoderLevel(nn.Module):
     """One resolution of an encoder, pre-activated, so that what it returns is not yet normalised.
 
@@ -130,8 +186,8 @@ class EncoderLevel(nn.Module):
     def __init__(self, before: int, channels: int, stride: int, light: bool = False) -> None:
         super().__init__()
         self.enter = nn.Identity() if before == 1 else normalise(before)
-        self.down = nn.Conv3d(before, channels, 3, stride=stride, padding=1)
-        self.inner = None if light else nn.Sequential(normalise(channels), nn.Conv3d(channels, channels, 3, padding=1))
+        self.down = Conv3d(before, channels, 3, stride=stride, padding=1)
+        self.inner = None if light else nn.Sequential(normalise(channels), Conv3d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         h: Tensor = self.down(self.enter(x))
@@ -148,9 +204,9 @@ class DecoderLevel(nn.Module):
         super().__init__()
         self.light = light
         self.reduce = nn.Conv3d(below, channels, 1)
-        merge = [nn.Conv3d(channels if light else 2 * channels, channels, 3, padding=1), normalise(channels)]
+        merge = [Conv3d(channels if light else 2 * channels, channels, 3, padding=1), normalise(channels)]
         if not light:
-            merge += [nn.Conv3d(channels, channels, 3, padding=1), normalise(channels)]
+            merge += [Conv3d(channels, channels, 3, padding=1), normalise(channels)]
         self.merge = nn.Sequential(*merge)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -188,7 +244,7 @@ def conv_of_joined(
         taps = _TAPS.to(weight)
         kernel = torch.einsum("ap,bq,cr,oipqr->ioabc", taps, taps, taps, weight[:, :channels])
     up = F.conv_transpose3d(below, kernel, stride=2, padding=1)
-    return up + F.conv3d(skip, weight[:, channels:], conv.bias, padding=1)
+    return up + conv3d(skip, weight[:, channels:], conv.bias, padding=(1, 1, 1))
 
 
 def pad_to_stride(image: Tensor, stride: int) -> Tensor:

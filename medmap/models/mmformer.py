@@ -63,7 +63,7 @@ from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, columns, encode_rows, stacked
-from medmap.models.blocks import LeakyReLU, cropped, encode_separately, instance_norm, size_named
+from medmap.models.blocks import Conv3d, LeakyReLU, cropped, encode_separately, instance_norm, size_named
 
 Latents = Mapping[str, Tensor]
 
@@ -186,7 +186,7 @@ def _conv(before: int, channels: int, kernel: int = 3, stride: int = 1) -> nn.Se
 
 
 def _bare(before: int, channels: int, kernel: int = 3, stride: int = 1) -> nn.Conv3d:
-    return nn.Conv3d(before, channels, kernel, stride=stride, padding=kernel // 2, padding_mode="reflect")
+    return Conv3d(before, channels, kernel, stride=stride, padding=kernel // 2, padding_mode="reflect")
 
 
 def _fusion(before: int, channels: int, light: bool) -> nn.Module:

@@ -60,6 +60,7 @@ from medmap.core.modality import ModalitySet
 from medmap.errors import ConfigError, InputError
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, Term, columns, encode_rows, masks_are_free, stacked
 from medmap.models.blocks import (
+    Conv3d,
     InstanceNorm,
     LeakyReLU,
     cropped,
@@ -320,7 +321,7 @@ def _strides(shape: PMKLSize) -> dict[str, int]:
 
 
 def _conv(before: int, channels: int, kernel: int = 3, stride: int = 1) -> nn.Conv3d:
-    return nn.Conv3d(before, channels, kernel, stride, padding=kernel // 2)
+    return Conv3d(before, channels, kernel, stride, padding=kernel // 2)
 
 
 def _activation(channels: int) -> nn.Sequential:

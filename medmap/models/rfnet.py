@@ -61,7 +61,7 @@ from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, all_true, columns
-from medmap.models.blocks import cropped, encode_separately, instance_norm, leaky_relu, size_named
+from medmap.models.blocks import Conv3d, cropped, encode_separately, instance_norm, leaky_relu, size_named
 
 SLOPE = 0.2
 EPSILON = 1e-3
@@ -210,7 +210,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 def _conv(before: int, after: int, kernel: int = 3, stride: int = 1) -> nn.Conv3d:
-    return nn.Conv3d(before, after, kernel, stride, kernel // 2, bias=False)
+    return Conv3d(before, after, kernel, stride, kernel // 2, bias=False)
 
 
 class _Block(nn.Module):

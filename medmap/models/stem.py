@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from medmap.core.modality import ModalitySet
 from medmap.errors import ConfigError
 from medmap.models.backbone import columns, encode_rows, stacked
-from medmap.models.blocks import InstanceNorm
+from medmap.models.blocks import Conv3d, InstanceNorm
 
 
 class JointStem(nn.Module):
@@ -87,7 +87,7 @@ def _blocks(widths: tuple[int, ...], published: bool) -> list[nn.Module]:
     layers: list[nn.Module] = []
     last = len(widths) - 2
     for index, (before, after) in enumerate(pairwise(widths)):
-        layers.append(nn.Conv3d(before, after, 3, padding=1, bias=False))
+        layers.append(Conv3d(before, after, 3, padding=1, bias=False))
         if published:
             layers += [nn.BatchNorm3d(after), nn.ReLU()]
         elif index < last:

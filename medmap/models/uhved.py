@@ -48,7 +48,7 @@ from medmap.core.gaussian import Gaussian, kl
 from medmap.core.modality import ModalitySet
 from medmap.core.processes import averaged, processes
 from medmap.models.backbone import Decoded, Encoded, columns, stacked
-from medmap.models.blocks import cropped, encode_separately, normalise, size_named
+from medmap.models.blocks import Conv3d, cropped, encode_separately, normalise, size_named
 
 LOG_VAR_LIMIT = 10.0
 """|log σ²| of an expert is at most this: standard deviations between 1/150 and 150 times the prior's."""
@@ -218,7 +218,7 @@ def _block(before: int, hidden: int | None, after: int) -> nn.Sequential:
 
 def _convolution(before: int, after: int) -> nn.Conv3d:
     """3³ without a bias. He's initialisation gives means of size 1: smaller ones would drown in the sampled noise."""
-    convolution = nn.Conv3d(before, after, 3, padding=1, bias=False)
+    convolution = Conv3d(before, after, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(convolution.weight, a=0.01)
     return convolution
 
