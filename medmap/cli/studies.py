@@ -99,7 +99,7 @@ def study(
 def bench(
     methods: Annotated[
         str, typer.Option("--methods", metavar="A,B", help="Backbones; mmformer/tiny:1 names size and seeds.")
-    ] = "unet/small,mmformer/tiny,pmkl/tiny:1,acn/tiny:1,rfnet/tiny:1",
+    ] = "unet,mmformer,pmkl:1,acn:1,rfnet:1",
     align: Annotated[
         str, typer.Option("--align", metavar="A,B", help="Anchors; pk:t1c@x4=0.01 names modality, level and α.")
     ] = "none,pstar",
@@ -134,16 +134,16 @@ def bench(
     --phantoms: simulated patients.
     """
     from medmap.evidence.bench import bench as side_by_side
-    from medmap.studies._common import AFRICA, PHANTOMS, REAL, RECIPE
+    from medmap.studies._common import AFRICA, MANY_PHANTOMS, REAL, RECIPE
 
     console.MANNER.json = json
     listed = [word for word in methods.split(",") if word], [word for word in align.split(",") if word]
     if phantoms and data is not None:
         raise typer.BadParameter("it and --data are two kinds of patients; name one", param_hint="--phantoms")
-    usual, usual_recipe = (PHANTOMS, RECIPE) if phantoms else (AFRICA, REAL)
+    usual, usual_recipe, unet = (MANY_PHANTOMS, RECIPE, "tiny") if phantoms else (AFRICA, REAL, "small")
     tested, division = (usual, ()) if data is None else _own(data, split, folds, spacing)
     recipe = (*(usual_recipe if config is None else ()), *division, *(settings or []))
-    chosen = side_by_side(*listed, tested, recipe, seeds, name, small=config is None)
+    chosen = side_by_side(*listed, tested, recipe, seeds, name, unet if config is None else None)
     if config is not None:
         chosen = _with_recipe(chosen, config, settings or [])
     own = _words({"--data": data, "--split": split, "--folds": folds, "--spacing": spacing}) if data else []

@@ -65,11 +65,11 @@ def bench(
     recipe: Sequence[str],
     seeds: int,
     name: str,
-    small: bool = False,
+    unet: str | None = None,
 ) -> Study:
     """Every method with every anchor; the first anchor of a method is what its others are compared with.
 
-    small: methods that name no size have the one that two cores carry, and are called by it
+    unet: size of a U-Net that names none, others being tiny then, and all called by it; the configuration's where None
 
     Raises InputError for a method or an anchor that there is not, and with fewer than one of either.
     """
@@ -77,8 +77,8 @@ def bench(
         raise InputError("a bench needs a method and an anchor or more, such as --methods unet --align none,pstar")
     arms = []
     for method in map(parse_method, methods):
-        if small and method.size is None:
-            method = method._replace(size="small" if method.name == "unet" else "tiny")
+        if unet is not None and method.size is None:
+            method = method._replace(size=unet if method.name == "unet" else "tiny")
         model = [f"model.name={method.name}", *([f"model.size={method.size}"] if method.size else [])]
         called = method.name if method.size is None else f"{method.name} {method.size}"
         for number, anchor in enumerate(anchors):

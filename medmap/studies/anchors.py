@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from medmap.evidence.plan import Arm, Study
 from medmap.evidence.views import latent_table
-from medmap.studies._common import NONE, PHANTOMS, PSTAR, RECIPE, SMALL, TINY
+from medmap.studies._common import NONE, PHANTOMS, PSTAR, RECIPE, TINY
 
 PUBLISHED = {
     "P*": (PSTAR,),
@@ -40,7 +40,7 @@ STUDY = Study(
     about=__doc__.partition("\n\n")[2],
     data=PHANTOMS,
     recipe=RECIPE,
-    arms=(*_arms("unet", SMALL, PUBLISHED | INFORMED), *_arms("mmformer", TINY, PUBLISHED)),
+    arms=(*_arms("unet", TINY, PUBLISHED | INFORMED), *_arms("mmformer", TINY, PUBLISHED)),
     minutes=5,
     also=tuple((f"{network}, {a}", f"{network}, {b}") for network in ("unet", "mmformer") for a, b in CONTROLS),
     more=latent_table,

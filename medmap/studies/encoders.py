@@ -10,7 +10,7 @@ transformer network. Seconds and parameters are in the table.
 
 from medmap.evidence.plan import Arm, Study
 from medmap.evidence.views import cost_table, leak_lines
-from medmap.studies._common import NONE, PHANTOMS, PSTAR, RECIPE, SMALL, TINY
+from medmap.studies._common import NONE, PHANTOMS, PSTAR, RECIPE, TINY
 
 STEMS = ("leaking", "joint", "non_shared", "enhanced")
 
@@ -32,7 +32,7 @@ STUDY = Study(
     about=__doc__.partition("\n\n")[2],
     data=PHANTOMS,
     recipe=RECIPE,
-    arms=(*_arms("unet", SMALL, STEMS), *_arms("mmformer", TINY, ("non_shared", "joint"))),
+    arms=(*_arms("unet", TINY, STEMS), *_arms("mmformer", TINY, ("non_shared", "joint"))),
     minutes=4,
     more=lambda results: [*leak_lines(results), "", *cost_table(results)],
 )

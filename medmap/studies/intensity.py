@@ -14,8 +14,8 @@ from medmap.studies._common import NONE, PHANTOMS, PSTAR, RECIPE
 from medmap.studies.dependence import NOISE
 
 STRANGE = (
-    replace(PHANTOMS, name="random contrast", test=60, seed=2, settings=Settings(spacing_mm=4.0, randomised=1.0)),
-    replace(PHANTOMS, name="strong noise", test=60, seed=2, settings=Settings(spacing_mm=4.0, noise=NOISE)),
+    replace(PHANTOMS, name="random contrast", test=30, seed=2, settings=Settings(spacing_mm=4.0, randomised=1.0)),
+    replace(PHANTOMS, name="strong noise", test=30, seed=2, settings=Settings(spacing_mm=4.0, noise=NOISE)),
 )
 DATA = replace(PHANTOMS, others=STRANGE)
 

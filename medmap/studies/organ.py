@@ -8,7 +8,7 @@ from medmap.evidence.plan import Arm, Phantoms, Study
 from medmap.phantom import Settings
 from medmap.studies._common import NONE, PSTAR, RECIPE
 
-LIVERS = Phantoms("livers-4mm", settings=Settings(organ="liver", spacing_mm=4.0))
+LIVERS = Phantoms("livers-4mm", test=60, settings=Settings(organ="liver", spacing_mm=4.0))
 
 STUDY = Study(
     name="organ",

@@ -98,7 +98,7 @@ def test_every_study_asks_one_question_and_compares_something(name: str) -> None
 def test_methods_that_name_no_size_have_one_that_two_cores_carry() -> None:
     settings = [
         arm.settings[:2]
-        for arm in bench(["unet", "mmformer", "rfnet/faithful"], ["none"], SMALL, (), 1, "b", True).arms
+        for arm in bench(["unet", "mmformer", "rfnet/faithful"], ["none"], SMALL, (), 1, "b", "small").arms
     ]
     assert settings == [
         ("model.name=unet", "model.size=small"),
