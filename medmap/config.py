@@ -56,7 +56,7 @@ class DataConfig(_Section):
 class PhantomConfig(_Section):
     """How phantoms are made that training draws as it goes (``data.source: phantom``).
 
-    organ, spacing_mm, noise, noise_correlation, operated, grown: as `medmap simulate` takes them
+    organ, spacing_mm, noise, noise_correlation, bias_correlation, operated, grown: as `medmap simulate` takes them
     randomised: weight of the randomised mode: share of scans with random contrast; gamma: how far these are bent
     val:        patients kept for validation
     patients:   how many to train on; they stay in memory (3 MB each at 2 mm). A new one for every patch where null
@@ -67,6 +67,7 @@ class PhantomConfig(_Section):
     spacing_mm: Positive = 2.0
     noise: Annotated[float, Field(ge=0)] = 0.015
     noise_correlation: Fraction = 0.0
+    bias_correlation: Fraction = 0.0
     randomised: Fraction = 0.3
     gamma: Annotated[float, Field(ge=0, le=2)] = 0.3
     operated: Fraction = 0.0

@@ -75,6 +75,7 @@ def test_one_default_stands_in_configuration_command_and_library() -> None:
         "spacing_mm": "spacing",
         "noise": "noise",
         "noise_correlation": "correlation",
+        "bias_correlation": "bias_correlation",
         "operated": "operated",
         "grown": "grown",
     }

@@ -98,6 +98,9 @@ def simulate(
     correlation: Annotated[
         float, typer.Option("--noise-correlation", metavar="R", help="Of the noise of any two sequences, 0 to 1.")
     ] = 0.0,
+    bias_correlation: Annotated[
+        float, typer.Option("--bias-correlation", metavar="R", help="Of the coil's bias of any two sequences, 0 to 1.")
+    ] = 0.0,
     operated: Annotated[
         float, typer.Option("--operated", metavar="P", help="Share of patients with a resection cavity, 0 to 1.")
     ] = 0.0,
@@ -128,6 +131,7 @@ def simulate(
         spacing_mm=spacing,
         noise=noise,
         noise_correlation=correlation,
+        bias_correlation=bias_correlation,
         randomised=_weight(mode),
         gamma=gamma,
         operated=operated,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Float64, UInt8
 from torch import Tensor
 
 from medmap.core.box import Index3
@@ -44,6 +44,7 @@ class Settings:
     spacing_mm:        edge of the cubic voxels, 1 … 4
     noise:             median over scans of σ of the complex noise, in units of the image's white-matter signal
     noise_correlation: ρ between the complex noise of any two modalities, 0 … 1
+    bias_correlation:  between the coefficients of the coil's bias of any two modalities, 0 … 1
     randomised:        weight of the randomised mode: the share of scans with random contrast, 0 (physical) … 1
     gamma:             largest |log γ| of the exponent that bends scans with random contrast; 0: none
     operated:          share of patients after surgery, with a resection cavity, 0 … 1
@@ -58,6 +59,7 @@ class Settings:
     spacing_mm: float = 2.0
     noise: float = 0.015
     noise_correlation: float = 0.0
+    bias_correlation: float = 0.0
     randomised: float = 0.0
     gamma: float = 0.3
     operated: float = 0.0
@@ -82,6 +84,7 @@ class Settings:
             raise InputError(f"gamma: found {self.gamma}; expected the largest |log γ|, from 0 to 2 (0.3 is usual)")
         for name, what in (
             ("noise_correlation", "a correlation"),
+            ("bias_correlation", "a correlation"),
             ("randomised", "a weight"),
             ("operated", "a share of patients"),
             ("grown", "a share of tumours"),
@@ -220,13 +223,19 @@ def _images(
         ideal = torch.einsum("t,txyz->xyz", strength, fractions)
         varied = smooth_field(lattice, TEXTURE_MM, [stream(patient.seed, f"texture {name}")])[0, 0]
         ideal = ideal * (1 + scan.texture * varied)
-        coefficients = bias_coefficients(stream(patient.seed, f"bias {name}")).to(device)
+        coefficients = _coil(patient.seed, name, settings.bias_correlation).to(device)
         image = acquire(scan, ideal, lattice.spacing_mm, grains, settings.noise * scan.noise, coefficients)
         if scan.randomness < settings.randomised:
             image = bent(image, float(np.exp(settings.gamma * scan.gamma_score)))
         image = (scan.gain * image).round().clamp(1, 32767)
         images.append(image * (mask & _covered(mask, scan.uncovered_mm, lattice.spacing_mm)))
     return images
+
+
+def _coil(seed: int, name: str, correlation: float) -> Float64[Tensor, " 19"]:
+    """√ρ of what all sequences of a patient share and √(1 − ρ) of one's own, so that a coefficient's spread stays."""
+    own = bias_coefficients(stream(seed, f"bias {name}"))
+    return float(np.sqrt(correlation)) * bias_coefficients(stream(seed, "bias")) + float(np.sqrt(1 - correlation)) * own
 
 
 def torch_generator(seed: int, part: str, device: torch.device) -> torch.Generator:

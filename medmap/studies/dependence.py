@@ -1,9 +1,9 @@
 """Does alignment need modalities that depend on each other?
 
 The paper's bound treats latents one by one; the gap to the joint form is their total correlation. Real modalities
-share a head, a coil and a moving patient. Hypothesis: the more of a scan's noise is shared, the less there is to gain
-from alignment, or the more: the paper does not say. The complex noise of any two modalities is correlated by ρ here,
-and is three times as strong as usual, so that it matters.
+share a head, a coil and a moving patient. Hypothesis: the more of it is shared, the less there is to gain from
+alignment, or the more: the paper does not say. The complex noise of any two modalities is correlated by ρ here, and so
+is their coils' bias; the noise is three times as strong as usual, so that it matters.
 """
 
 from dataclasses import replace
@@ -13,12 +13,12 @@ from medmap.evidence.views import effects_along, latents_along
 from medmap.phantom import Settings
 from medmap.studies._common import PHANTOMS, RECIPE, pairs
 
-AXIS = "ρ, correlation of the complex noise between modalities (no unit)"
+AXIS = "ρ, correlation of noise and bias between modalities (no unit)"
 NOISE = 0.045
 
 STUDY = Study(
     name="dependence",
-    asks="Does what alignment brings depend on how strongly the modalities' noise is correlated?",
+    asks="Does what alignment brings depend on how strongly noise and bias are correlated between modalities?",
     about=__doc__.partition("\n\n")[2],
     data=PHANTOMS,
     recipe=RECIPE,
@@ -30,7 +30,7 @@ STUDY = Study(
                 replace(
                     PHANTOMS,
                     name=f"phantoms-4mm-rho{100 * rho:.0f}",
-                    settings=Settings(spacing_mm=4.0, noise=NOISE, noise_correlation=rho),
+                    settings=Settings(spacing_mm=4.0, noise=NOISE, noise_correlation=rho, bias_correlation=rho),
                 ),
                 (),
             )

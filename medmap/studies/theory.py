@@ -4,7 +4,7 @@ KL(q ‖ Π_j P_mix) = TC(q) + Σ_j KL(q_j ‖ P_mix) (the paper's Eq. 8 drops T
 are worked out here in closed form. For private encoders q(Z | X) is a product, its TC is 0, and both forms coincide
 whatever the modalities have in common; what they have in common is in the aggregate over patients, whose TC is
 estimated from test patients, 4 principal components a modality, a shuffled null subtracted ([how](../theory.md)).
-Hypothesis: the aggregate TC rises with the correlation ρ of the noise, and alignment raises it. Whether the total
+Hypothesis: the aggregate TC rises with the correlation ρ of noise and bias, and alignment raises it. Whether the total
 of the loss is a bound of the evidence depends on α, too: at α = 0.1 and a mean over elements it is not.
 """
 

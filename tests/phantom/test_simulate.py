@@ -23,7 +23,7 @@ from medmap.phantom import Settings, draw_patient, render, simulate
 from medmap.phantom import simulate as package_function
 from medmap.phantom.patient import Patient
 from medmap.phantom.scan import SEQUENCES, acquisition
-from medmap.phantom.simulate import Rendered, _covered, grid_of, patient_of
+from medmap.phantom.simulate import Rendered, _coil, _covered, grid_of, patient_of
 
 COARSE = Settings(spacing_mm=4.0)
 TWO = replace(COARSE, modalities=ModalitySet(("t2f", "t1c")))
@@ -162,6 +162,27 @@ def test_noise_of_two_sequences_correlates_as_asked() -> None:
     assert 0.5 < much < 0.95
 
 
+def test_bias_of_two_sequences_correlates_as_asked_and_by_itself_not_at_all() -> None:
+    def coil(rho: float) -> np.ndarray:
+        both = [[_coil(seed, name, rho).numpy() for name in ("t1n", "t2w")] for seed in range(300)]
+        return np.array(both)  # patients, sequences, coefficients
+
+    spread = coil(0.0).std(axis=(0, 1))
+    for rho in (0.0, 0.5, 0.95):
+        one, other = np.moveaxis(coil(rho) / spread, 1, 0)
+        assert np.corrcoef(one.ravel(), other.ravel())[0, 1] == pytest.approx(rho, abs=0.05)
+        assert one.std() == pytest.approx(1, abs=0.05)  # 5700 numbers
+
+
+def test_a_shared_bias_is_in_the_images() -> None:
+    still = replace(COARSE, modalities=ModalitySet(("t1n", "t2w")), noise=0.0)
+    alone, shared = (simulate(4, replace(still, bias_correlation=rho)) for rho in (0.0, 1.0))
+    for name, image in alone.images.items():
+        brain = image > 0
+        assert np.abs(shared.images[name][brain] / image[brain] - 1).max() > 0.01
+    np.testing.assert_array_equal(alone.labels, shared.labels)
+
+
 def test_sequences_show_different_things(rendered: Rendered) -> None:
     shown: dict[str, dict[int, list[float]]] = {name: {1: [], 2: [], 3: []} for name in GLIOMA_MRI}
     for images, labels in zip(rendered.images.numpy(), rendered.labels.numpy(), strict=True):
@@ -231,6 +252,7 @@ def test_shape_name_and_affine_are_those_asked_for() -> None:
         ({"noise": -0.1}, r"noise: found -0\.1; expected 0 or more"),
         ({"noise": float("nan")}, "noise: found nan"),
         ({"noise": float("inf")}, "noise: found inf"),
+        ({"bias_correlation": -0.1}, r"bias_correlation: found -0\.1; expected a correlation from 0 to 1"),
         ({"noise_correlation": 1.2}, r"noise_correlation: found 1\.2; expected a correlation from 0 to 1"),
         ({"gamma": -0.1}, r"gamma: found -0\.1; expected the largest \|log γ\|, from 0 to 2"),
         ({"randomised": -0.5}, r"randomised: found -0\.5; expected a weight from 0 to 1"),

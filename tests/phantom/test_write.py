@@ -70,7 +70,13 @@ def test_the_usual_layout_is_that_of_brats_2023(written: Path) -> None:
 
 def test_files_hold_the_simulated_voxels_and_the_manifest_says_how(written: Path) -> None:
     manifest = _manifest(written)
-    settings = {"spacing_mm": 4.0, "noise": TWO.noise, "noise_correlation": 0.0, "randomised": 0.0}
+    settings = {
+        "spacing_mm": 4.0,
+        "noise": TWO.noise,
+        "noise_correlation": 0.0,
+        "bias_correlation": 0.0,
+        "randomised": 0.0,
+    }
     expected = {
         "format": 4,
         "shape": [40, 48, 40],
