@@ -39,6 +39,7 @@ from medmap.core.modality import ModalitySet
 from medmap.errors import InputError
 from medmap.latents import KeptLatents, SequenceLatents
 from medmap.models.backbone import Encoded, blank
+from medmap.models.blocks import whole_volumes
 
 Flip = tuple[int, ...]
 """Axes that are mirrored: 0 left-right, 1 front-back, 2 bottom-top."""
@@ -265,7 +266,7 @@ def voxels_at_once(network: AlignedSegmenter, flips: int, precision: str, memory
     device, edge = network_device(network), max(2 * network.stride, PROBE_VOXELS)
     images = {name: torch.zeros(1, 1, edge, edge, edge, device=device) for name in network.modalities}
     everything = torch.ones(1, len(network.modalities), dtype=torch.bool, device=device)
-    with torch.inference_mode(), autocast(device, precision), _Counted() as counted:
+    with torch.inference_mode(), autocast(device, precision), whole_volumes(), _Counted() as counted:
         encoded = network.digested(network.encode(images, everything))
         held = tree_leaves([list(encoded.levels.values()), list(encoded.digests.values())])
         latents = sum(z.numel() * z.element_size() for z in held)

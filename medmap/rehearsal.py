@@ -28,7 +28,7 @@ from medmap.data.layouts import recognise
 from medmap.data.store import Store, write_store
 from medmap.errors import InputError
 from medmap.inference import Windows, answer_subsets, autocast, network_box, voxels_at_once
-from medmap.models.blocks import placed
+from medmap.models.blocks import placed, whole_volumes
 from medmap.predict import resolve_device, resolve_precision
 from medmap.state import optimizer_of
 
@@ -160,7 +160,8 @@ def _step_gb(
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(noted, lambda tensor: tensor), autocast(device, precision):
+    hooks = torch.autograd.graph.saved_tensors_hooks(noted, lambda tensor: tensor)
+    with hooks, autocast(device, precision), whole_volumes():
         loss, *_ = lesson(batch.images, batch.seen, batch.kept, batch.target)
     loss.backward()
     network.zero_grad(set_to_none=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import reduce
 from typing import Any, TypeVar
 
@@ -148,9 +150,22 @@ def conv3d(
     return torch.cat(out.split(1), dim=2)[:, :, :size]
 
 
+_WHOLE: ContextVar[bool] = ContextVar("no volume is halved", default=False)
+
+
+@contextmanager
+def whole_volumes() -> Iterator[None]:
+    """While this lasts, no volume is halved: what is counted over a small cube shall hold for a large one."""
+    before = _WHOLE.set(True)
+    try:
+        yield
+    finally:
+        _WHOLE.reset(before)
+
+
 def _left_to_the_slow_loop(x: Tensor, weight: Tensor) -> bool:
     """What torch decides, and whether halves would be of use; a graph that is being recorded holds for every size."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if _WHOLE.get() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     as_float = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
     return (
