@@ -119,8 +119,9 @@ def test_before_is_what_training_begins_with(tiny_store: Path, tmp_path: Path, m
         fit(load_config(None, [*TINY_RECIPE, "seed=7"]), Store(tiny_store), tmp_path / "run", device="cpu")
     case = Store(tiny_store).load(Store(tiny_store).ids[0])
     latents = pooled_latents(tmp_path / "run", [case], which="last")  # its checkpoint is of step 0
-    np.testing.assert_array_equal(latents["before"], latents["after"])
-    assert latents["before"].std() > 0
+    # One lies in memory as it was trained, the other as it was made: sums are taken in another order.
+    np.testing.assert_allclose(latents["before"], latents["after"], atol=1e-5)
+    assert latents["before"].std() > 1e-3
 
 
 # ---- slices --------------------------------------------------------------------------------------------------------
