@@ -1,4 +1,7 @@
-"""The tutorials, done as they are written: every shell line and every block of Python, in order, in an empty folder."""
+"""The tutorials, done as they are written: every shell line and every block of Python, in order, in an empty folder.
+
+Only training is cut short, to a few steps.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def steps(text: str) -> list[tuple[str, str, str]]:
 
 def run_line(line: str) -> None:
     """A line of a shell block, in this process: torch is imported once for all of them."""
-    name, *words = shlex.split(line)
+    name, *words = shlex.split(re.sub(r"(?<=\btrain\.steps=)\d+", "4", line))
     assert name == "medmap", f"a tutorial has medmap's commands only, for this test runs no others: {line}"
     with pytest.raises(SystemExit) as ended:
         app(words, prog_name="medmap")
