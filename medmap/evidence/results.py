@@ -60,7 +60,9 @@ def write_result(folder: Path, result: Result) -> None:
             table.writerow([row.set, row.case, row.patient, "+".join(row.present), *scores])
         write_text(folder / f"{key}.csv", text.getvalue())
     about = {"hash": result.trial.hash, "status": result.status, **result.facts, "trial": result.trial.identity}
-    write_text(folder / f"{key}.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    write_text(
+        folder / f"{key}.json", json.dumps(about, ensure_ascii=False) + "\n"
+    )  # a line a number would be twice as long
 
 
 def _written(score: float | None) -> str:
