@@ -60,9 +60,8 @@ def write_result(folder: Path, result: Result) -> None:
             table.writerow([row.set, row.case, row.patient, "+".join(row.present), *scores])
         write_text(folder / f"{key}.csv", text.getvalue())
     about = {"hash": result.trial.hash, "status": result.status, **result.facts, "trial": result.trial.identity}
-    write_text(
-        folder / f"{key}.json", json.dumps(about, ensure_ascii=False) + "\n"
-    )  # a line a number would be twice as long
+    # On one line: with a line a number it would be twice as long.
+    write_text(folder / f"{key}.json", json.dumps(about, ensure_ascii=False) + "\n")
 
 
 def _written(score: float | None) -> str:
