@@ -20,7 +20,7 @@ from medmap.core.box import Box
 from medmap.core.memory import keep_freed_memory
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.inference import _Looked, answer_subsets, network_box
-from medmap.models import blocks
+from medmap.models import convolution
 
 WINDOW = 80
 NETWORKS = ["unet:base", "rfnet:faithful"]
@@ -49,7 +49,7 @@ def bench_one_window_of_one_subset(benchmark, which: str) -> None:
 def bench_small_volume(benchmark, which: str, how: str, monkeypatch) -> None:
     """At 4 mm, in fp32: what a lone volume of few numbers costs as torch takes it, and in halves."""
     network, patient = _placed(which), made.patient(4.0)
-    monkeypatch.setattr(blocks, "LOOP_NUMBERS", blocks.LOOP_NUMBERS if how == "halves" else 0)
+    monkeypatch.setattr(convolution, "LOOP_NUMBERS", convolution.LOOP_NUMBERS if how == "halves" else 0)
     benchmark.group = f"15 subsets at 4 mm, {which}"
     subsets = GLIOMA_MRI.subsets()
     benchmark.pedantic(lambda: list(answer_subsets(network, patient, subsets)), rounds=5, warmup_rounds=1)

@@ -39,7 +39,7 @@ from medmap.core.modality import ModalitySet
 from medmap.errors import InputError
 from medmap.latents import KeptLatents, SequenceLatents
 from medmap.models.backbone import Encoded, blank
-from medmap.models.blocks import whole_volumes
+from medmap.models.convolution import whole_volumes
 
 Flip = tuple[int, ...]
 """Axes that are mirrored: 0 left-right, 1 front-back, 2 bottom-top."""

@@ -28,7 +28,8 @@ from medmap.data.layouts import recognise
 from medmap.data.store import Store, write_store
 from medmap.errors import InputError
 from medmap.inference import Windows, answer_subsets, autocast, network_box, voxels_at_once
-from medmap.models.blocks import placed, whole_volumes
+from medmap.models.blocks import placed
+from medmap.models.convolution import whole_volumes
 from medmap.predict import resolve_device, resolve_precision
 from medmap.state import optimizer_of
 

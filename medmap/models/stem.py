@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from medmap.core.modality import ModalitySet
 from medmap.errors import ConfigError
 from medmap.models.backbone import columns, encode_rows, stacked
-from medmap.models.blocks import Conv3d, InstanceNorm
+from medmap.models.blocks import InstanceNorm
+from medmap.models.convolution import Conv3d
 
 
 class JointStem(nn.Module):
