@@ -7,9 +7,25 @@ import os
 # Small networks gain nothing from several threads, and lose much where other processes share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jaxtyping import config as shapes
+
+TESTS = Path(__file__).parent
+CHECKED = ("core", "models", "test_align.py", "test_anchors.py")
+"""Where the code is tested whose annotated shapes are checked at run time (pyproject.toml names its packages)."""
+
+
+@pytest.fixture(autouse=True)
+def _shapes_are_checked_where_they_are_tested(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A check takes as long as a layer of a small network: tests of other code go without, and so do the laws of
+    networks, which ask the same functions thousands of times."""
+    place = request.path.relative_to(TESTS).parts[0]
+    shapes.update("jaxtyping_disable", place not in CHECKED or "law" in request.node.name)
+    yield
+    shapes.update("jaxtyping_disable", False)
 
 
 def _data_root() -> Path:

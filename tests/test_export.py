@@ -23,6 +23,7 @@ from medmap.config import AlignConfig, ModelConfig
 from medmap.core.modality import ModalitySet
 from medmap.data.nifti import read_labels
 from medmap.errors import InputError
+from medmap.models import acn, mmformer, pmkl, rfnet, uhved, unet
 from medmap.phantom import Settings, simulate
 from medmap.predict import Predictor
 
@@ -41,14 +42,29 @@ needs_onnx = lacks("onnx", "onnxscript", "onnxruntime")
 needs_monai = lacks("monai", "ignite")
 
 
-def made(name: str = "unet", align: dict[str, Any] = PLAIN, **model: Any) -> AlignedSegmenter:
+def made(name: str = "unet", align: dict[str, Any] = PLAIN, size: str = "tiny", **model: Any) -> AlignedSegmenter:
     """A network whose every weight matters: gates, say, start at 0."""
     torch.manual_seed(0)
-    network = build_segmenter(ModelConfig(name=name, size="tiny", **model), AlignConfig(**align), PAIR, classes=3)
+    network = build_segmenter(ModelConfig(name=name, size=size, **model), AlignConfig(**align), PAIR, classes=3)
     with torch.no_grad():
         for weight in network.parameters():
             weight += 0.05 * torch.randn_like(weight)
     return network.eval()
+
+
+@pytest.fixture
+def micro(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Few levels of each backbone, with everything that a level has: recording takes time by the level."""
+    for sizes, of_two_levels in (
+        (unet.SIZES, unet.UNetSize((4, 8), light=True)),
+        (mmformer.SIZES, mmformer.MMFormerSize((2, 4, 4, 4, 8), width=8, heads=2, hidden=16, grid=2, light=True)),
+        (acn.SIZES, acn.ACNSize((8, 16), blocks=(0, 1), private=(1, 2, 1), entropy=(4,), feature=(8, 8))),
+        (rfnet.SIZES, rfnet.RFNetSize((4, 8), hidden=8, light=True)),
+        (uhved.SIZES, uhved.UHVEDSize((4, 8), light=True)),
+        (pmkl.SIZES, pmkl.PMKLSize((4, 8), light=True)),
+    ):
+        monkeypatch.setitem(sizes, "micro", of_two_levels)  # type: ignore[arg-type]
+    return "micro"
 
 
 # ---- graphs -----------------------------------------------------------------------------------------------------
@@ -56,11 +72,11 @@ def made(name: str = "unet", align: dict[str, Any] = PLAIN, **model: Any) -> Ali
 
 @needs_onnx
 @pytest.mark.parametrize("name", ["unet", "mmformer", "acn", "rfnet", "uhved", "pmkl"])
-def test_graphs_of_every_backbone_say_what_torch_says_for_every_subset(name: str, tmp_path: Path) -> None:
+def test_graphs_of_every_backbone_say_what_torch_says_for_every_subset(name: str, micro: str, tmp_path: Path) -> None:
     from medmap.export.graphs import DECODER, encoder_file, record
     from medmap.export.onnx import check, write_graphs
 
-    network = made(name)
+    network = made(name, size=micro)
     write_graphs(record(network), tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {DECODER, *map(encoder_file, PAIR)}
     # Sums of products in another order, a few dozen layers deep.

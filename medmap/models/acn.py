@@ -60,7 +60,7 @@ from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, stacked
-from medmap.models.blocks import cropped, pad_to_stride, reverse_gradient, size_named
+from medmap.models.blocks import Head, cropped, pad_to_stride, reverse_gradient, size_named
 from medmap.models.convolution import Conv3d
 from medmap.models.stem import PrivateStem
 
@@ -240,7 +240,7 @@ class _Path(nn.Module):
         )
         self.dropout = nn.Dropout(0.2)
         self.decoder = nn.ModuleList(_Up(below, after) for after, below in reversed(list(pairwise(channels))))
-        self.head = nn.Conv3d(channels[0], classes, 1)
+        self.head = Head(channels[0], classes)
 
     def forward(self, x: Tensor) -> Answer:
         size = x.shape[2:]

@@ -63,7 +63,7 @@ from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, columns, encode_rows, stacked
-from medmap.models.blocks import LeakyReLU, cropped, encode_separately, instance_norm, size_named
+from medmap.models.blocks import Head, LeakyReLU, cropped, encode_separately, instance_norm, size_named
 from medmap.models.convolution import Conv3d
 
 Latents = Mapping[str, Tensor]
@@ -117,9 +117,9 @@ class MMFormer(nn.Module):
             {level: _fusion(len(modalities) * c, c, shape.light and level == "x1") for level, c in channels.items()}
         )
         self.fused = _Decoder(shape, classes)
-        self.deep = nn.ModuleDict({level: nn.Conv3d(c, classes, 1) for level, c in channels.items() if level != "x1"})
+        self.deep = nn.ModuleDict({level: Head(c, classes) for level, c in channels.items() if level != "x1"})
         for module in self.modules():
-            if isinstance(module, nn.Conv3d):
+            if isinstance(module, nn.Conv3d) and not isinstance(module, Head):
                 nn.init.kaiming_normal_(module.weight)
 
     def supported_subsets(self) -> list[ModalitySet]:
@@ -251,7 +251,7 @@ class _Decoder(nn.Module):
                 for index, (c, below) in enumerate(pairwise(shape.channels), start=1)
             }
         )
-        self.head = nn.Conv3d(shape.channels[0], classes, 1)
+        self.head = Head(shape.channels[0], classes)
 
     def forward(self, skips: Latents) -> tuple[Tensor, dict[str, Tensor]]:
         x = skips["x5"]

@@ -60,6 +60,7 @@ from medmap.core.modality import ModalitySet
 from medmap.errors import ConfigError, InputError
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, Term, columns, encode_rows, masks_are_free, stacked
 from medmap.models.blocks import (
+    Head,
     InstanceNorm,
     LeakyReLU,
     cropped,
@@ -414,7 +415,7 @@ class _Decoder(nn.Module):
                 for name, (c, _) in steps
             }
         )
-        self.head = _conv(shape.channels[0], classes, kernel=1)
+        self.head = Head(shape.channels[0], classes)
 
     def forward(self, fused: Mapping[str, Tensor]) -> Tensor:
         x = list(fused.values())[-1]

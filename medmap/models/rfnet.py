@@ -61,7 +61,7 @@ from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, all_true, columns
-from medmap.models.blocks import cropped, encode_separately, instance_norm, leaky_relu, size_named
+from medmap.models.blocks import Head, cropped, encode_separately, instance_norm, leaky_relu, size_named
 from medmap.models.convolution import Conv3d
 
 SLOPE = 0.2
@@ -308,7 +308,7 @@ class _SeparateDecoder(nn.Module):
     def __init__(self, shape: RFNetSize, classes: int) -> None:
         super().__init__()
         self.stages = _stages(shape, merges=False)
-        self.head = nn.Conv3d(shape.channels[0], classes, 1)
+        self.head = Head(shape.channels[0], classes)
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         *shallow, deepest = features
@@ -341,7 +341,7 @@ class _FusedDecoder(nn.Module):
                 for level, c in levels.items()
             }
         )
-        self.head = nn.Conv3d(shape.channels[0], classes, 1)
+        self.head = Head(shape.channels[0], classes)
 
     def forward(
         self, parts: Mapping[str, Mapping[str, Part]], present: Mapping[str, Tensor]
@@ -364,7 +364,7 @@ class _ProbabilityMap(nn.Module):
         super().__init__()
         self.embed = _refinement(modalities * channels, channels // 4, channels, light)
         self.inner = _Block(channels if deepest else 2 * channels, MAP_CHANNELS, 1)
-        self.head = nn.Conv3d(MAP_CHANNELS, classes, 1)
+        self.head = Head(MAP_CHANNELS, classes)
 
     def forward(self, parts: Mapping[str, Part], h: Tensor | None) -> Float[Tensor, "B K x y z"]:
         x = _after_first(self.embed, reduce(torch.add, (part.embedded for part in parts.values())))

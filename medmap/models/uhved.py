@@ -48,7 +48,7 @@ from medmap.core.gaussian import Gaussian, kl
 from medmap.core.modality import ModalitySet
 from medmap.core.processes import averaged, processes
 from medmap.models.backbone import Decoded, Encoded, columns, stacked
-from medmap.models.blocks import cropped, encode_separately, normalise, size_named
+from medmap.models.blocks import Head, cropped, encode_separately, normalise, size_named
 from medmap.models.convolution import Conv3d
 
 LOG_VAR_LIMIT = 10.0
@@ -90,9 +90,10 @@ class UHVED(nn.Module):
         self.classes = classes
         self.strides = {f"x{level + 1}": 2**level for level in range(len(shape.channels))}
         self.encoders = nn.ModuleDict({name: _Encoder(shape) for name in modalities})
-        self.decoder = _Decoder(shape, classes)
+        finest = shape.channels[0] // 2
+        self.decoder = _Decoder(shape, Head(finest, classes))
         images = [len(modalities)] if shape.light else [1] * len(modalities)
-        self.image_decoders = nn.ModuleList([_Decoder(shape, count) for count in images])
+        self.image_decoders = nn.ModuleList([_Decoder(shape, nn.Conv3d(finest, count, 1)) for count in images])
         self.loss_weights = {"kl": 0.1, "reconstruction": 0.1}
 
     def supported_subsets(self) -> list[ModalitySet]:
@@ -188,16 +189,16 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """Samples [B c_l x y z] of all levels, the finest first → [B out X Y Z]."""
+    """Samples [B c_l x y z] of all levels, the finest first → [B out X Y Z], by a head of ``out`` channels."""
 
-    def __init__(self, shape: UHVEDSize, out: int) -> None:
+    def __init__(self, shape: UHVEDSize, head: nn.Conv3d) -> None:
         super().__init__()
         sampled = [c // 2 for c in shape.channels]
         self.levels = nn.ModuleList(
             _block(sampled[i + 1] + sampled[i], None if shape.light and i == 0 else shape.channels[i], sampled[i])
             for i in reversed(range(len(sampled) - 1))
         )
-        self.head = nn.Conv3d(sampled[0], out, 1)
+        self.head = head
 
     def forward(self, samples: Sequence[Tensor]) -> Tensor:
         *skips, x = samples

@@ -23,6 +23,7 @@ from medmap.models.backbone import Auxiliary, Decoded, Encoded, columns
 from medmap.models.blocks import (
     DecoderLevel,
     EncoderLevel,
+    Head,
     cropped,
     encode_separately,
     gated_mean,
@@ -80,11 +81,9 @@ class UNet(nn.Module):
                 for name, (c, below) in zip(names, pairwise(shape.channels), strict=False)
             }
         )
-        self.head = nn.Conv3d(shape.channels[0], classes, 1)
+        self.head = Head(shape.channels[0], classes)
         self.loss_weights = {"deep": 0.5} if shape.deep else {}
-        self.deep = nn.ModuleDict(
-            {name: nn.Conv3d(shape.channels[names.index(name)], classes, 1) for name in shape.deep}
-        )
+        self.deep = nn.ModuleDict({name: Head(shape.channels[names.index(name)], classes) for name in shape.deep})
 
     def supported_subsets(self) -> list[ModalitySet]:
         return self.modalities.subsets()

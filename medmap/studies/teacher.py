@@ -16,7 +16,7 @@ STUDY = Study(
     asks="With three of four modalities missing: what does a teacher bring, and what does MedMAP add?",
     about=__doc__.partition("\n\n")[2],
     data=PHANTOMS,
-    recipe=(*RECIPE, "model.name=pmkl", TINY, "train.steps=600"),
+    recipe=(*RECIPE, "model.name=pmkl", TINY, "train.steps=2400"),
     arms=(
         Arm("no teacher", (NONE, ALONE)),
         Arm("teacher", (NONE,), against="no teacher"),
