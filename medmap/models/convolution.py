@@ -23,19 +23,23 @@ def conv3d(
     stride: Sequence[int] = (1, 1, 1),
     padding: Sequence[int] = (0, 0, 0),
 ) -> Float[Tensor, "B D x y z"]:
-    """``F.conv3d``, and one small volume as two: its halves, which overlap by the kernel's reach.
+    """``F.conv3d``, but for two kinds of small volumes on a CPU.
 
-    On a CPU torch gives a single sample of few numbers in float32 to a loop of its own, several times slower than the
-    convolutions that everything else gets; with two samples it does not.
+    torch gives a single sample of few numbers in float32 to a loop of its own, several times slower than the
+    convolutions that everything else gets; with two samples it does not. So it gets two: the halves of the volume, which
+    overlap by the kernel's reach. Of a volume two planes deep in bf16 its gradient of the kernel is what was in memory
+    before (oneDNN, on processors with AVX-512); with a third plane, of zeros, it is right.
 
     >>> x, weight = torch.randn(1, 2, 9, 8, 7), torch.randn(3, 2, 3, 3, 3)
     >>> torch.allclose(conv3d(x, weight, padding=(1, 1, 1)), F.conv3d(x, weight, padding=1), atol=1e-5)
     True
     """
-    if not _left_to_the_slow_loop(x, weight):
-        return F.conv3d(x, weight, bias, tuple(stride), tuple(padding))
     (kernel, *_), (step, *_), (pad, *_) = weight.shape[2:], stride, padding
     size = (x.shape[2] + 2 * pad - kernel) // step + 1
+    if _gradient_is_garbage(x):
+        return F.conv3d(F.pad(x, (0, 0, 0, 0, 0, 1)), weight, bias, tuple(stride), tuple(padding))[:, :, :size]
+    if not _left_to_the_slow_loop(x, weight):
+        return F.conv3d(x, weight, bias, tuple(stride), tuple(padding))
     half = -(-size // 2)
     start, length = half * step, (half - 1) * step + kernel
     padded = F.pad(x, (0, 0, 0, 0, pad, start + length - pad - x.shape[2]))
@@ -69,6 +73,17 @@ def _left_to_the_slow_loop(x: Tensor, weight: Tensor) -> bool:
         and x.shape[1] * x.shape[2] * x.shape[3] <= LOOP_NUMBERS
         and 1 < weight.shape[-1] <= 3
         and x.shape[2] > 1
+    )
+
+
+def _gradient_is_garbage(x: Tensor) -> bool:
+    """Whether it would be; a graph that is being recorded holds for every size, and is for answers."""
+    return (
+        x.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        and x.shape[2] == 2
+        and (x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"))
     )
 
 

@@ -50,6 +50,25 @@ def test_only_a_small_volume_alone_is_halved(
     assert (8 * edge**2 <= LOOP_NUMBERS) == (edge == 8)
 
 
+@pytest.mark.parametrize("size", [(2, 2, 2), (2, 5, 4), (2, 1, 3)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_bf16_gradients_of_two_planes_are_no_garbage(size: tuple[int, int, int], stride: int) -> None:
+    """What was in memory before, made large here, must not come back as a gradient of the kernel."""
+    torch.manual_seed(0)
+    conv, x = Conv3d(16, 16, 3, stride, padding=1), torch.randn(1, 16, *size)
+    exact = torch.autograd.grad(conv(x).square().sum(), [*conv.parameters()])
+    for _ in range(5):
+        left = [
+            torch.full((n,), 1e33, dtype=kind) for n in (10**3, 10**4, 10**5) for kind in (torch.float, torch.bfloat16)
+        ]
+        del left
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = conv(x)
+        found = torch.autograd.grad(rounded.float().square().sum(), [*conv.parameters()])
+        for one, other in zip(found, exact, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0.05 * float(other.abs().max()))
+
+
 def test_a_recorded_graph_holds_for_every_size() -> None:
     edge = torch.export.Dim.AUTO
     given = torch.zeros(1, 2, 6, 6, 6)
