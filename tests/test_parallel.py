@@ -43,7 +43,7 @@ from medmap.train import fit
 LINEAR = config(
     data={"modalities": THREE, "folds": 6, "val_fraction": 0.4}, train__optimizer="sgd", train__momentum=0.9
 )
-LAST_BIT = 2e-6
+LAST_BIT = 5e-6
 """Relative, and of weights of order 1: sums over other halves of a batch, six steps long."""
 GRADIENT = 1e-3
 """Relative: on the way back through normalisations of a few voxels the last bits grow."""

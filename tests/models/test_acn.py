@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from medmap.align import AlignedSegmenter
 from medmap.anchors import LearnedMixture
-from medmap.config import Config, ModelConfig
+from medmap.config import AlignConfig, Config, ModelConfig
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.criterion import DiceCE, total_loss
 from medmap.errors import ConfigError
@@ -376,10 +376,11 @@ def test_training_with_absent_sequences_lowers_the_loss(net: ACN) -> None:
     given, seen, kept, target = batch()
     segmenter = AlignedSegmenter(net, None, {"private": LearnedMixture(3)})
     optimizer = torch.optim.Adam(segmenter.parameters(), lr=1e-2)
+    config = weighing().model_copy(update={"align": AlignConfig(alpha=2.0)})
     history = []
     for step in range(40):
         segmenter.at_progress(step / 40)
-        loss, terms = total_loss(segmenter(given, seen, kept), target, DiceCE(), weighing())
+        loss, terms = total_loss(segmenter(given, seen, kept), target, DiceCE(), config)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
