@@ -26,9 +26,9 @@ def conv3d(
     """``F.conv3d``, but for two kinds of small volumes on a CPU.
 
     torch gives a single sample of few numbers in float32 to a loop of its own, several times slower than the
-    convolutions that everything else gets; with two samples it does not. So it gets two: the halves of the volume, which
-    overlap by the kernel's reach. Of a volume two planes deep in bf16 its gradient of the kernel is what was in memory
-    before (oneDNN, on processors with AVX-512); with a third plane, of zeros, it is right.
+    convolutions that everything else gets; with two samples it does not. So it gets two: the halves of the volume,
+    which overlap by the kernel's reach. Of a volume two planes deep in bf16 its gradient of the kernel is what was in
+    memory before (oneDNN, on processors with AVX-512); with a third plane, of zeros, it is right.
 
     >>> x, weight = torch.randn(1, 2, 9, 8, 7), torch.randn(3, 2, 3, 3, 3)
     >>> torch.allclose(conv3d(x, weight, padding=(1, 1, 1)), F.conv3d(x, weight, padding=1), atol=1e-5)
