@@ -33,8 +33,8 @@ REAL = (
     "train.ema=0.99",
     "train.validate_every=200",
 )
-"""For patients at 3 mm, chosen with α = 0 on the validation patients of one fold: a small U-Net reaches 36 % there, 37 %
-at 4e-3, 35 % after twice the steps, and a tiny one 35 %. So U-Nets are small; others are tiny, being slow."""
+"""For patients at 3 mm, chosen with α = 0 on the validation patients of one fold: a small U-Net reaches 36 % there,
+37 % at 4e-3, 35 % after twice the steps, and a tiny one 35 %. So U-Nets are small; others are tiny, being slow."""
 
 SMALL, TINY = "model.size=small", "model.size=tiny"
 
