@@ -63,7 +63,7 @@ def micro(monkeypatch: pytest.MonkeyPatch) -> str:
         (uhved.SIZES, uhved.UHVEDSize((4, 8), light=True)),
         (pmkl.SIZES, pmkl.PMKLSize((4, 8), light=True)),
     ):
-        monkeypatch.setitem(sizes, "micro", of_two_levels)  # type: ignore[arg-type]
+        monkeypatch.setitem(sizes, "micro", of_two_levels)
     return "micro"
 
 

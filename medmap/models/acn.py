@@ -60,8 +60,8 @@ from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, stacked
-from medmap.models.blocks import Head, cropped, pad_to_stride, reverse_gradient, size_named
-from medmap.models.convolution import Conv3d
+from medmap.models.blocks import cropped, pad_to_stride, reverse_gradient, size_named
+from medmap.models.convolution import Conv3d, Head
 from medmap.models.stem import PrivateStem
 
 LEVEL = "private"

@@ -17,8 +17,6 @@ from medmap.models.backbone import Encoded, all_true, columns, encode_rows, mask
 from medmap.models.convolution import Conv3d, conv3d
 
 ROW_CHANNELS = 128
-AHEAD = 4.0
-"""By how much the logit of background begins above the others'."""
 
 SLICE_BYTES = 2**21
 
@@ -120,29 +118,6 @@ class LeakyReLU(nn.LeakyReLU):
 def normalise(channels: int) -> nn.Sequential:
     """Instance normalisation with learned scale and shift, then LeakyReLU(0.01)."""
     return nn.Sequential(InstanceNorm(channels), LeakyReLU(0.01))
-
-
-class Head(nn.Conv3d):
-    """The last layer, a convolution of 1³ to logits, which begins by calling every voxel background: b = (4, 0 … 0).
-
-    Most voxels are. A head that begins undecided learns this first, from what most voxels share: features come to mean
-    background where they are on, and a tumour is where all are off. There LeakyReLU leaves a hundredth of everything,
-    the gradient too, and a network of few channels may never tell one part of a tumour from another. (A start at the
-    classes' frequencies: Lin et al., Focal loss for dense object detection, ICCV 2017, section 3.3.)
-
-    >>> Head(8, 4).bias.tolist()
-    [4.0, 0.0, 0.0, 0.0]
-    """
-
-    bias: nn.Parameter
-
-    def __init__(self, channels: int, classes: int) -> None:
-        super().__init__(channels, classes, 1)
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        with torch.no_grad():
-            self.bias.zero_()[0] = AHEAD
 
 
 class EncoderLevel(nn.Module):

@@ -63,8 +63,8 @@ from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, columns, encode_rows, stacked
-from medmap.models.blocks import Head, LeakyReLU, cropped, encode_separately, instance_norm, size_named
-from medmap.models.convolution import Conv3d
+from medmap.models.blocks import LeakyReLU, cropped, encode_separately, instance_norm, size_named
+from medmap.models.convolution import Conv3d, Head
 
 Latents = Mapping[str, Tensor]
 

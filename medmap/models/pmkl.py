@@ -60,7 +60,6 @@ from medmap.core.modality import ModalitySet
 from medmap.errors import ConfigError, InputError
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, Term, columns, encode_rows, masks_are_free, stacked
 from medmap.models.blocks import (
-    Head,
     InstanceNorm,
     LeakyReLU,
     cropped,
@@ -69,7 +68,7 @@ from medmap.models.blocks import (
     pad_to_stride,
     size_named,
 )
-from medmap.models.convolution import Conv3d
+from medmap.models.convolution import Conv3d, Head
 from medmap.models.distillation import contrastive_loss, distillation_loss
 
 IMAGE, TEACHER = "image", "teacher"

@@ -61,8 +61,8 @@ from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, all_true, columns
-from medmap.models.blocks import Head, cropped, encode_separately, instance_norm, leaky_relu, size_named
-from medmap.models.convolution import Conv3d
+from medmap.models.blocks import cropped, encode_separately, instance_norm, leaky_relu, size_named
+from medmap.models.convolution import Conv3d, Head
 
 SLOPE = 0.2
 EPSILON = 1e-3

@@ -48,8 +48,8 @@ from medmap.core.gaussian import Gaussian, kl
 from medmap.core.modality import ModalitySet
 from medmap.core.processes import averaged, processes
 from medmap.models.backbone import Decoded, Encoded, columns, stacked
-from medmap.models.blocks import Head, cropped, encode_separately, normalise, size_named
-from medmap.models.convolution import Conv3d
+from medmap.models.blocks import cropped, encode_separately, normalise, size_named
+from medmap.models.convolution import Conv3d, Head
 
 LOG_VAR_LIMIT = 10.0
 """|log σ²| of an expert is at most this: standard deviations between 1/150 and 150 times the prior's."""

@@ -23,7 +23,6 @@ from medmap.models.backbone import Auxiliary, Decoded, Encoded, columns
 from medmap.models.blocks import (
     DecoderLevel,
     EncoderLevel,
-    Head,
     cropped,
     encode_separately,
     gated_mean,
@@ -31,6 +30,7 @@ from medmap.models.blocks import (
     normalise,
     size_named,
 )
+from medmap.models.convolution import Head
 
 
 @dataclass(frozen=True)

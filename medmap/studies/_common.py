@@ -19,7 +19,7 @@ RECIPE = (
     "train.validate_every=400",
 )
 """For phantoms at 4 mm: a minute and a half of a core for a tiny U-Net. Chosen with α = 0 on validation phantoms, where
-it reaches 57 %; at 4e-3 three seeds reach 57, 55 and 56 %, four crops a step and a quarter of the steps 53 %."""
+its three seeds reach 58, 57 and 58 % (`validation` in docs/studies/runs); at 4e-3 they were 57, 55 and 56 %."""
 
 AFRICA = Patients("ssa-2mm", 3, 3.0, others=(Patients("brats2021-2mm", 1, 3.0),))
 """BraTS-Africa in three folds, at 3 mm; BraTS 2021, another population, is asked about as well."""

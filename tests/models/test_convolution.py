@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from medmap.core.modality import GLIOMA_MRI
+from medmap.models import BACKBONES, build_backbone
 from medmap.models.convolution import LOOP_NUMBERS, Conv3d, whole_volumes
 
 sizes = st.tuples(*[st.integers(1, 12)] * 3)
@@ -74,3 +76,16 @@ def test_a_recorded_graph_holds_for_every_size() -> None:
     given = torch.zeros(1, 2, 6, 6, 6)
     recorded = torch.export.export(Conv3d(2, 3, 3, padding=1), (given,), dynamic_shapes=({2: edge, 3: edge, 4: edge},))
     assert recorded.module()(torch.zeros(1, 2, 9, 10, 11)).shape == (1, 3, 9, 10, 11)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_network_begins_by_calling_a_voxel_background(name: str) -> None:
+    torch.manual_seed(0)
+    network = build_backbone(name, GLIOMA_MRI, 4, "tiny").eval()
+    images = {name: torch.randn(1, 1, 16, 16, 16) for name in GLIOMA_MRI}
+    for subset in network.supported_subsets():
+        kept = torch.tensor([[name in subset for name in GLIOMA_MRI]])
+        with torch.no_grad():
+            share = network.decode(network.encode(images, kept), kept).logits.softmax(dim=1).mean(dim=(0, 2, 3, 4))
+        assert share[0] > 0.8
+        assert share[1:].min() > 0.005, "no class may begin out of reach"
