@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from made_up_calls import answer, fails, works
+from made_up_sizes import MICRO
 from numpy.typing import NDArray
 
 from medmap.align import AlignedSegmenter, build_segmenter
@@ -23,7 +25,6 @@ from medmap.config import AlignConfig, ModelConfig
 from medmap.core.modality import ModalitySet
 from medmap.data.nifti import read_labels
 from medmap.errors import InputError
-from medmap.models import acn, mmformer, pmkl, rfnet, uhved, unet
 from medmap.phantom import Settings, simulate
 from medmap.predict import Predictor
 
@@ -55,15 +56,8 @@ def made(name: str = "unet", align: dict[str, Any] = PLAIN, size: str = "tiny", 
 @pytest.fixture
 def micro(monkeypatch: pytest.MonkeyPatch) -> str:
     """Few levels of each backbone, with everything that a level has: recording takes time by the level."""
-    for sizes, of_two_levels in (
-        (unet.SIZES, unet.UNetSize((4, 8), light=True)),
-        (mmformer.SIZES, mmformer.MMFormerSize((2, 4, 4, 4, 8), width=8, heads=2, hidden=16, grid=2, light=True)),
-        (acn.SIZES, acn.ACNSize((8, 16), blocks=(0, 1), private=(1, 2, 1), entropy=(4,), feature=(8, 8))),
-        (rfnet.SIZES, rfnet.RFNetSize((4, 8), hidden=8, light=True)),
-        (uhved.SIZES, uhved.UHVEDSize((4, 8), light=True)),
-        (pmkl.SIZES, pmkl.PMKLSize((4, 8), light=True)),
-    ):
-        monkeypatch.setitem(sizes, "micro", of_two_levels)
+    for name, size in MICRO.items():
+        monkeypatch.setitem(import_module(f"medmap.models.{name}").SIZES, "micro", size)
     return "micro"
 
 

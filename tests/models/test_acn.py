@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from made_up_sizes import MICRO
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -23,7 +24,6 @@ from medmap.models.acn import (
     FEATURE_PUSH,
     RAMP,
     SIZES,
-    ACNSize,
     Transfer,
     adversary,
     disagreement,
@@ -42,9 +42,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 @pytest.fixture(autouse=True)
 def _micro(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        SIZES, "micro", ACNSize((8, 16), blocks=(0, 1), private=(1, 2, 1), entropy=(4,), feature=(8, 8))
-    )
+    monkeypatch.setitem(SIZES, "micro", MICRO["acn"])
 
 
 @pytest.fixture

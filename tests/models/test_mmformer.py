@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from made_up_sizes import MICRO
 from made_up_training import config
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,7 +23,7 @@ from medmap.errors import ConfigError
 from medmap.models import mmformer
 from medmap.models.backbone import Backbone, Encoded, stacked
 from medmap.models.check import check_backbone, faults
-from medmap.models.mmformer import SIZES, MMFormer, MMFormerSize
+from medmap.models.mmformer import SIZES, MMFormer
 
 THREE = ModalitySet(("t1n", "t1c", "t2f"))
 FIVE = ("t1n", "t1c", "t2w", "t2f", "adc")
@@ -35,7 +36,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 @pytest.fixture(autouse=True)
 def _micro(monkeypatch: pytest.MonkeyPatch) -> None:
     """The structure of every size, with hardly any channels; the position tables' reference crop has 32³ voxels."""
-    monkeypatch.setitem(SIZES, "micro", MMFormerSize((2, 4, 4, 4, 8), width=8, heads=2, hidden=16, grid=2, light=True))
+    monkeypatch.setitem(SIZES, "micro", MICRO["mmformer"])
 
 
 @pytest.fixture
