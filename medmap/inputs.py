@@ -178,13 +178,16 @@ def read_patient(inputs: Inputs, predictor: Predictor) -> Patient:
     """Read the images that a model knows. Raises InputError for an image that would mislead."""
     known = predictor.usable(inputs.files.images)
     files = replace(inputs.files, images={n: ref for n, ref in inputs.files.images.items() if n in known})
-    warnings = _examined(files, inputs, brain="WT" in predictor.card.scheme.regions)
+    warnings = examine(replace(inputs, files=files), brain="WT" in predictor.card.scheme.regions)
     return Patient(_read(files, inputs), _provenance(files, inputs, predictor.card.modalities), warnings)
 
 
-def _examined(files: CaseFiles, inputs: Inputs, brain: bool) -> list[str]:
-    """Warnings about the voxels, of a brain or of another organ. Raises InputError for an image that would mislead."""
-    look = Look.at(files, inputs.reference.path.parent, (), deep=True, brain=brain)
+def examine(inputs: Inputs, brain: bool = True) -> list[str]:
+    """Look at the voxels of a patient's images, of a brain or of another organ.
+
+    Returns warnings, each with its cure. Raises InputError for an image that would mislead.
+    """
+    look = Look.at(inputs.files, inputs.reference.path.parent, (), deep=True, brain=brain)
     faults = [*look.faults, *duplicates([look], deep=True)]
     onto = inputs.worded(inputs.reference.path.name)
     for fault in faults:
@@ -193,7 +196,7 @@ def _examined(files: CaseFiles, inputs: Inputs, brain: bool) -> list[str]:
     return [inputs.worded(f"{fault.what}; {fault.cure}") for fault in faults if fault.severity == "warning"] + [
         f"{name} was resampled onto the grid of {onto}: right only where the two are registered"
         for name in inputs.moved
-        if name in files.images
+        if name in inputs.files.images
     ]
 
 

@@ -32,7 +32,9 @@ def check(path: DataOrStudy, labels: Labels = None, deep: Deep = False, json: Js
     from medmap.data.dicom import is_study
 
     if is_study(path):
-        _check_study(path)
+        if labels is not None:
+            raise InputError(f"--labels {labels}: {path} is a DICOM study, which has no masks; leave --labels out")
+        _check_study(path, deep)
         return
     from medmap.data.check import check as look_through
     from medmap.data.check import render
@@ -46,16 +48,24 @@ def check(path: DataOrStudy, labels: Labels = None, deep: Deep = False, json: Js
     raise typer.Exit(report.exit_code)
 
 
-def _check_study(path: Path) -> None:
-    """Print the series of a DICOM study. Raises InputError where none of them can be used."""
+def _check_study(path: Path, deep: bool) -> None:
+    """Print the series of a DICOM study, and what is odd about the voxels of those of use where they are looked at.
+
+    Raises InputError where no series can be used, and as `medmap predict` does where voxels are looked at.
+    """
     beforehand.packages("dicom", "pydicom", "dcm2niix")
     from medmap.cli import study
     from medmap.core.modality import GLIOMA_MRI
+    from medmap.inputs import examine
 
     with study.opened(path) as found:
         chosen = study.chosen_series(found, {}, GLIOMA_MRI)
+        odd = examine(study.inputs_of(found, chosen, GLIOMA_MRI, resample=False)) if deep else []
+        for warning in odd:
+            console.warn(warning)
         if console.MANNER.json:
-            console.answer_json({"path": str(path), "study": study.rows(found, chosen)})
+            told = {"path": str(path), "study": study.rows(found, chosen)}
+            console.answer_json({**told, "warnings": odd} if deep else told)
     console.answer(f"{path}: DICOM study, {len(found.study.series)} series, of use are {' + '.join(chosen)}")
     console.say(f"next: medmap predict -i {path} -o seg.nii.gz; other verbs want NIfTI: dcm2niix -z y -o FOLDER {path}")
 

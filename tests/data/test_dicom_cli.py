@@ -290,6 +290,16 @@ def test_check_shows_the_table_of_a_study(study: Path, tmp_path: Path) -> None:
         assert "160 DICOM files and no NIfTI, which is expected here; of one study `medmap check STUDY` shows" in said
 
 
+def test_check_looks_at_the_voxels_of_a_study(patient: Path, study: Path, tmp_path: Path) -> None:
+    assert answer("check", study, "--deep")["warnings"] == []
+    assert "--labels brats2021: " in fails("check", study, "--labels", "brats2021")
+    odd = shutil.copytree(patient, tmp_path / patient.name)
+    shutil.copy(odd / f"{PATIENT}-t1n.nii.gz", odd / f"{PATIENT}-t1c.nii.gz")
+    write_study(tmp_path / "odd", odd)
+    assert "t1n + t1c + t2w + t2f" in works("check", tmp_path / "odd")
+    assert "t1n and t1c are one image under two names" in fails("check", tmp_path / "odd", "--deep")
+
+
 def test_a_study_is_explained(study: Path, tmp_path: Path) -> None:
     words = ("explain", "-i", study, "-o", tmp_path / "why", "--t1n", "none", "--t2w", "none", "--t1c", 7)
     plan = answer(*words, "--dry-run")
