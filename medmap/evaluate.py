@@ -151,7 +151,8 @@ def evaluate(
     its cases are scored, by the folds together as an ensemble, into PATH/on-NAME. With ``ray``, the address of a Ray
     cluster, cases are spread over its machines (`medmap.scale`), and the tables are the same.
 
-    Raises InputError for an unknown convention and data that cannot be scored, CheckpointError for a folder without
+    Raises InputError for an unknown convention, data that cannot be scored and cases that a run learned from,
+    CheckpointError for a folder without
     runs, runs that test one case twice or are not of one kind, and data that are gone or were changed; ClusterError
     where a cluster fails.
     """
@@ -159,6 +160,7 @@ def evaluate(
     runs = find_runs(path)
     scored = partial(_scored, which=which, convention=convention, device=device, ray=ray, on_progress=on_progress)
     if data is not None:
+        _refuse_taught(runs, data)
         (found,), card = scored([_Part(path, data, data.ids)]), read_run(runs[0])[1]
         out = path / f"on-{name or data.path.name}"
         members = f"{len(runs)} networks together" if len(runs) > 1 else "one network"
@@ -270,6 +272,24 @@ def run_store(run: Path) -> Store:
             f"{environment['store_sha256'][:12]}); prepare them again as they were, or name others with --data"
         )
     return store
+
+
+def _refuse_taught(runs: Sequence[Path], data: Store) -> None:
+    """Raises InputError where a run learned from one of the cases, or was chosen by it. Files count, not names."""
+    for run in runs:
+        split = _read_json(run / SPLITS)
+        try:
+            own = run_store(run)
+        except CheckpointError:  # phantoms that lie nowhere, or data that are gone
+            continue
+        files = {digest for case in (*split["train"], *split["val"]) for digest in own.digests(case)}
+        taught = [case for case in data.ids if not files.isdisjoint(data.digests(case))]
+        if taught:
+            raise InputError(
+                f"{data.path}: {len(taught)} of its {len(data.ids)} cases, such as {taught[0]}, are of those that "
+                f"{run} learned from or was chosen by, and say nothing of new patients; name others with --data, or "
+                f"score the test part: medmap evaluate {run}"
+            )
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -26,7 +26,8 @@ WIDTH = 120
 
 USE = (
     "Not a medical device: for research, and never the only ground of a decision about a person. The numbers hold for "
-    "patients and scanners like those it was measured on; elsewhere, measure again (`medmap evaluate --data`)."
+    "patients and scanners like those it was measured on; elsewhere, measure again "
+    "(`medmap evaluate RUN --data PATIENTS`)."
 )
 
 

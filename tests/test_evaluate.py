@@ -464,6 +464,18 @@ def test_other_data_are_answered_by_all_folds_together(
     assert not (tmp_path / "subsets.csv").exists()
 
 
+def test_cases_that_a_run_learned_from_are_no_other_data(
+    store: Store, tmp_path: Path, shifted_runs: list[Path]
+) -> None:
+    run = write_made_up_run(tmp_path / "run", store, [ID.format(0)], [ID.format(3)])
+    renamed = Store(shutil.copytree(store.path, tmp_path / "renamed"))
+    with pytest.raises(
+        InputError, match=r"renamed: \d of its 4 cases, such as .* are of those that .*run learned from"
+    ):
+        evaluate(run, data=renamed)
+    assert not shifted_runs
+
+
 def test_data_are_found_where_they_were_or_beside_a_run_that_moved(store: Store, tmp_path: Path) -> None:
     run = write_made_up_run(tmp_path / "a" / "run", store, [ID.format(0)])
     assert run_store(run).path == store.path

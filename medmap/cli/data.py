@@ -267,17 +267,12 @@ def open_data(path: Path, beside: Path, spacing_mm: float | None, labels: str | 
     spacing_mm: what the cases must be at; for a store, any where None. Raises InputError for a store at another.
     """
     from medmap.data.layouts import recognise
-    from medmap.data.store import Store
+    from medmap.data.store import Store, refuse_other_spacing
 
     beforehand.existing(path, "a store that `medmap prepare` wrote, or a folder of cases")
     if is_store(path):
         store = Store(path.resolve())
-        if spacing_mm is not None and (store.spacing_mm is None or abs(store.spacing_mm - spacing_mm) > 0.01):
-            found = "several spacings" if store.spacing_mm is None else f"{store.spacing_mm:g} mm"
-            raise InputError(
-                f"{path}: is prepared at {found}, {spacing_mm:g} mm is needed; name the folder of cases itself, or "
-                f"prepare it with --spacing {spacing_mm:g}"
-            )
+        refuse_other_spacing(store, spacing_mm)
         return store, {}
     folder = recognise(path, labels)
     console.say(f"{describe(folder, spacing_mm)}; prepared into {beside}")

@@ -193,12 +193,15 @@ def _with_recipe(study: Study, config: Path, settings: list[str]) -> Study:
 
     import yaml
 
+    from medmap.config import load_config
+
     arms = []
     for arm in study.arms:
         method = arm.name.partition(",")[0].partition(" ")[0]
         file = Path(str(config).replace("{method}", method))
         beforehand.existing(file, "a configuration")
-        sections = yaml.safe_load(file.read_text(encoding="utf-8")).items()
+        load_config(file)  # which says what is wrong with it
+        sections = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).items()
         keys = {f"{name}.{key}": v for name, part in sections if isinstance(part, dict) for key, v in part.items()}
         keys |= {name: value for name, value in sections if name != "name" and not isinstance(value, dict)}
         recipe = [f"{key}={json_format.dumps(value)}" for key, value in keys.items() if key != "data.split"]
@@ -246,7 +249,7 @@ def _run(
         beforehand.packages("ray", "ray")
     from medmap.evidence.pages import write_pages
     from medmap.evidence.results import read_results
-    from medmap.evidence.runner import estimate_minutes, open_trials, places_of, run_trials
+    from medmap.evidence.runner import estimate_minutes, open_trials, places_of, refuse_other_data, run_trials
 
     left, every = open_trials(study, out), study.all_trials()
     if len(left) < len(every) and not resume and not pages_only:
@@ -254,6 +257,9 @@ def _run(
             f"{out}: holds {len(every) - len(left)} of {len(every)} runs of {study.name}; go on with --resume, or name "
             "another folder with -o"
         )
+    places = places_of(None) | ({} if data is None else {data.resolve().name: data})
+    if not pages_only:
+        refuse_other_data(every, out, work, places)
     jobs = jobs or (1 if ray else os.cpu_count() or 1)
     hours = estimate_minutes(study, out, left) / 60 / jobs
     failed: list[str] = []
@@ -264,7 +270,6 @@ def _run(
                 f"{study.name}: would take about {hours:.1f} h with {jobs} runs at a time, the budget is {budget:g} h; "
                 "take fewer --seeds, or a larger --budget"
             )
-        places = places_of(None) | ({} if data is None else {data.resolve().name: data})
         with console.progress(study.name) as tell:
             failed = run_trials(left, out, work, places, jobs=jobs, device=device, ray=ray, tell=tell)
     results = read_results(study, out)

@@ -159,6 +159,11 @@ class Store:
         """The sequences that a case really has."""
         return tuple(self._record(case_id)["images"])
 
+    def digests(self, case_id: str) -> frozenset[str]:
+        """SHA-256 (hex) of a case's image files."""
+        record = self._record(case_id)
+        return frozenset(record["sources"][name]["sha256"] for name in record["images"])
+
     def has_labels(self, case_id: str) -> bool:
         """Whether a case has a segmentation."""
         return self._record(case_id)["labels"] is not None
@@ -192,6 +197,17 @@ class Store:
             raise InputError(f"{self.path}: no case {case_id}; {hint}it holds {len(self.ids)} cases, {self.ids[0]} …")
         record: dict[str, Any] = self.manifest["cases"][case_id]
         return record
+
+
+def refuse_other_spacing(store: Store, spacing_mm: float | None) -> None:
+    """Raises InputError for a store at another spacing than is needed; any will do where that is None."""
+    if spacing_mm is None or (store.spacing_mm is not None and abs(store.spacing_mm - spacing_mm) <= 0.01):
+        return
+    found = "several spacings" if store.spacing_mm is None else f"{store.spacing_mm:g} mm"
+    raise InputError(
+        f"{store.path}: is prepared at {found}, {spacing_mm:g} mm is needed; name the folder of cases itself, or "
+        f"prepare it with --spacing {spacing_mm:g}"
+    )
 
 
 # What there is, and whether it may be added to

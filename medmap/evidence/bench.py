@@ -85,6 +85,6 @@ def bench(
             against = f"{called}, {anchors[0]}" if number else ""
             settings = (*model, *parse_anchor(anchor))
             arms.append(Arm(f"{called}, {anchor}", settings, against, seeds=method.seeds))
-    about = f"Methods: {', '.join(methods)}. Anchors: {', '.join(anchors)}. One recipe for all: {' '.join(recipe)}."
+    about = f"Methods: {', '.join(methods)}. Anchors: {', '.join(anchors)}."
     asks = "Which method, and what does alignment change?"
     return Study(name, asks, about, data, tuple(arms), tuple(recipe), seeds, minutes=8, by_subset=True)

@@ -1,8 +1,9 @@
 """From results to sentences: paired differences with intervals, a verdict computed from them, tables.
 
-Every number is in points of Dice (percent), every interval a two-level bootstrap over patients and runs
+Every number is in points of Dice (percent), every interval of a difference is over patients and runs
 (`medmap.core.stats`). A verdict speaks of the *outcome* alone, the mean over all subsets and regions, corrected after
-Holm over the arms and test sets of the study. What else is tabled describes, and is not corrected.
+Holm over the arms and test sets that the study has when it is finished. What else is tabled describes, and is not
+corrected.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 
 from medmap.core.stats import Difference, Interval, bootstrap_interval, holm, paired_difference
 from medmap.core.witnesses import CLEANED
-from medmap.evidence.plan import ALL, FULL, MISSING, SINGLE, Arm
-from medmap.evidence.results import DIVERGED, FINISHED, Result, Results
+from medmap.errors import InputError
+from medmap.evidence.plan import ALL, FULL, MISSING, SINGLE, Arm, Phantoms, Study
+from medmap.evidence.results import DIVERGED, FINISHED, LEAK, Result, Results
 from medmap.scores import subset_groups
 
 MEAN = "mean"
@@ -100,12 +102,19 @@ def level(results: Results, arm: Arm, outcome: Outcome, having: bool = False) ->
 
 
 def effect(results: Results, arm: str, against: str, outcome: Outcome) -> Effect:
-    """What an arm changes, case by case. Seeds of either arm that did not finish are left out."""
+    """What an arm changes, case by case. Seeds of either arm that did not finish are left out.
+
+    Raises InputError where the arms were tested on different cases.
+    """
     a, b = (table(results.finished(name), outcome) for name in (arm, against))
-    both = [case for case in a.cases if case in set(b.cases)]
-    first, second = (found.values[[found.cases.index(case) for case in both]] for found in (a, b))
-    patients = [a.patients[a.cases.index(case)] for case in both]
-    return Effect(arm, against, outcome, paired_difference(first, second, patients))
+    strange = sorted(set(a.cases) ^ set(b.cases))
+    if strange:
+        raise InputError(
+            f"{results.study.name}: {arm} and {against} were tested on different cases of {outcome.set}, such as "
+            f"{', '.join(strange[:3])}; the data changed between their runs. Run both again, with another folder (-o)"
+        )
+    second = b.values[[b.cases.index(case) for case in a.cases]]
+    return Effect(arm, against, outcome, paired_difference(a.values, second, a.patients))
 
 
 def tested(results: Results, arm: str) -> list[str]:
@@ -118,7 +127,7 @@ def outcomes(results: Results) -> list[Outcome]:
     """Everything that is tabled: of every test set, every group, of every region and their mean."""
     found: dict[Outcome, None] = {}
     for arm in results.arms():
-        rows = [row for result in results.finished(arm.name)[0] for row in result.rows]
+        rows = [row for result in results.finished(arm.name)[0] for row in result.rows if row.set != LEAK]
         for name in dict.fromkeys(row.set for row in rows):
             here = [row for row in rows if row.set == name]
             regions = (MEAN, *_regions(here, cleaned=True))
@@ -127,16 +136,22 @@ def outcomes(results: Results) -> list[Outcome]:
 
 
 def effects(results: Results, asked: Sequence[Outcome] | None = None) -> list[Effect]:
-    """Of every pair of arms, for the outcomes asked for (or all); Holm over all of these."""
+    """Of every pair of arms, for the outcomes asked for (or all).
+
+    Holm over all of these, also those that are still to be run: no p counts for more because others are not there yet.
+    """
     sets = {arm.name: tested(results, arm.name) for arm in results.arms()}
-    found = [
-        effect(results, *pair, outcome)
-        for outcome in (outcomes(results) if asked is None else asked)
-        for pair in results.study.pairs()
-        if all(outcome.set in sets.get(name, ()) for name in pair)
-    ]
-    adjusted = holm([one.difference.p for one in found])
+    wanted = [(pair, o) for o in (outcomes(results) if asked is None else asked) for pair in results.study.pairs()]
+    found = [effect(results, *pair, o) for pair, o in wanted if all(o.set in sets.get(name, ()) for name in pair)]
+    to_come = sum(any(name not in sets for name in pair) for pair, _ in wanted)
+    to_come += sum(np.isnan(e.difference.p) and _several(results, e) for e in found)
+    adjusted = holm([*(one.difference.p for one in found), *[1.0] * to_come])[: len(found)]
     return [Effect(e.arm, e.against, e.outcome, e.difference, float(p)) for e, p in zip(found, adjusted, strict=True)]
+
+
+def _several(results: Results, found: Effect) -> bool:
+    """Whether both arms will have runs enough for a p."""
+    return min(len(results.found[name]) for name in (found.arm, found.against)) > 1
 
 
 def main_effects(results: Results) -> list[Effect]:
@@ -155,7 +170,9 @@ def verdict(found: Effect) -> str:
     what = f"the mean of {found.outcome.group}{where}"
     who = f"{d.seeds[0]} and {d.seeds[1]} runs, {d.patients} cases"
     if not np.isfinite(d.low):
-        return f"{found.arm} − {found.against}: {d.mean:+.1f} points of {what} ({who}); one run each: not evidence."
+        return (
+            f"{found.arm} − {found.against}: {d.mean:+.1f} points of {what} ({who}); without an interval: not evidence."
+        )
     interval = f"[{d.low:.1f}, {d.high:.1f}]"
     caution = "" if d.evidence else " Fewer than three runs: not evidence."
     if (d.low > 0 or d.high < 0) and found.p_holm < ALPHA:
@@ -180,7 +197,18 @@ def verdict(found: Effect) -> str:
 def page(results: Results, command: str, pictures: Sequence[str]) -> str:
     """A study's page in Markdown: question, verdict, figures, tables, how to run it again."""
     study = results.study
-    lines = [f"# {study.name}", "", f"**{study.asks}**", "", study.about.strip(), "", *_state(results), ""]
+    lines = [
+        f"# {study.name}",
+        "",
+        f"**{study.asks}**",
+        "",
+        study.about.strip(),
+        "",
+        *_setting(study),
+        "",
+        *_state(results),
+        "",
+    ]
     sets = list(dict.fromkeys(outcome.set for outcome in outcomes(results)))
     verdicts = [f"* {verdict(found)}" for found in main_effects(results)]
     lines += [*verdicts, ""] if verdicts else []
@@ -193,10 +221,26 @@ def page(results: Results, command: str, pictures: Sequence[str]) -> str:
     return "\n".join([*lines, "```sh", command, "```", ""])
 
 
+def _setting(study: Study) -> Iterator[str]:
+    """On whom, and with which recipe."""
+    data = study.data
+    if isinstance(data, Phantoms):
+        parts = f"{data.train} to learn from, {data.val} to choose checkpoints by, {data.test} to be tested on"
+        whom = f"Simulated patients ({data.name}), {data.settings.spacing_mm:g} mm: {parts}"
+    else:
+        grid = "" if data.spacing_mm is None else f" at {data.spacing_mm:g} mm"
+        whom = f"Patients ({data.name}){grid}, {'one split' if data.folds == 1 else f'{data.folds} folds'}"
+    other = "; some arms have other data, as their names say" if any(arm.data for arm in study.arms) else ""
+    recipe = f" Every run, unless its arm says otherwise: `{' '.join(study.recipe)}`." if study.recipe else ""
+    yield f"{whom}{other}.{recipe}"
+
+
 def _state(results: Results) -> Iterator[str]:
     total, done, diverged = results.count(), results.count(FINISHED), results.count(DIVERGED)
     if done + diverged < total:
         yield f"*Unfinished: {done} of {total} runs are done.* What follows is from those."
+    else:
+        yield f"All {total} runs are done."
     if diverged:
         yield f"{diverged} runs diverged and have no score."
 

@@ -15,9 +15,6 @@ from medmap.core.box import Box
 from medmap.core.case import Prepared
 from medmap.inference import SubsetAnswer, network_device
 
-NAME = "test, dropped behind T"
-"""What the rows are called."""
-
 
 def leaking_answers(network: AlignedSegmenter, prepared: Prepared) -> Iterator[SubsetAnswer]:
     """Every subset, decoded from what T makes of *all* images of a patient who has all."""

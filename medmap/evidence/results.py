@@ -22,6 +22,8 @@ from medmap.evidence.plan import Arm, Study, Trial
 from medmap.run import write_text
 
 FINISHED, DIVERGED = "finished", "diverged"
+LEAK = "test, dropped behind T"
+"""The set of rows of which T saw what is said to be missing (`medmap.evidence.leak`): shown, and never compared."""
 RUNS = "runs"
 """The folder of all trials' results, beside the folders of the studies."""
 
@@ -79,7 +81,7 @@ def read_result(folder: Path, trial: Trial) -> Result | None:
         if facts["hash"] != trial.hash:
             return None
         rows = _rows(file.with_suffix(".csv")) if facts["status"] == FINISHED else ()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise InputError(f"{file}: damaged ({error}); delete it and run the study again with --resume") from error
     return Result(trial, facts["status"], rows, facts)
 

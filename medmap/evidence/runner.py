@@ -14,8 +14,9 @@ from pathlib import Path
 
 from medmap.core.children import end_with
 from medmap.core.memory import keep_freed_memory
+from medmap.data.store import Store
 from medmap.errors import InputError, MedmapError
-from medmap.evidence.plan import Study, Trial
+from medmap.evidence.plan import Patients, Study, Trial
 from medmap.evidence.results import RUNS, Result, read_result, write_result
 from medmap.evidence.trial import Stores, carry_out, prepare
 from medmap.scale import spread
@@ -35,6 +36,22 @@ def places_of(folder: Path | None) -> dict[str, Path]:
 def open_trials(study: Study, out: Path) -> list[Trial]:
     """The trials of a study that have no result yet."""
     return [trial for trial in study.all_trials() if read_result(out / RUNS, trial) is None]
+
+
+def refuse_other_data(trials: Sequence[Trial], out: Path, work: Path, places: Mapping[str, Path]) -> None:
+    """Raises InputError where results that are there are of other scans than those that lie in the places now."""
+    for data in dict.fromkeys(trial.data for trial in trials if isinstance(trial.data, Patients)):
+        found = [read_result(out / RUNS, trial) for trial in trials if trial.data == data]
+        then = {str(result.facts["store_sha256"]): result for result in found if result and result.rows}
+        if not then or data.name not in places:
+            continue
+        now = Store(prepare(data, work, places).learn).sha256
+        other = next((result for digest, result in then.items() if digest != now), None)
+        if other is not None:
+            raise InputError(
+                f"{places[data.name]}: holds other data (hash {now[:12]}) than {other.trial.key} was run on "
+                f"({other.facts['store_sha256'][:12]}); name the same data, or another folder of results with -o"
+            )
 
 
 def estimate_minutes(study: Study, out: Path, trials: Sequence[Trial]) -> float:
@@ -130,6 +147,8 @@ def _local(
                     yield waiting[future], future.result()
                 except MedmapError as error:
                     yield waiting[future], error
+                except Exception as error:  # others are at work for an hour, and what they find must not be lost
+                    yield waiting[future], MedmapError(f"{type(error).__name__}: {error}")
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -26,7 +26,10 @@ def subset_rows(results: Results, set_name: str) -> tuple[list[str], list[list[s
     arms = results.arms()
     if not arms:
         return [], []
-    rows = [row for result in results.finished(arms[0].name)[0] for row in result.rows if row.set == set_name]
+    runs = [
+        result for arm in arms for result in results.finished(arm.name)[0]
+    ]  # PMKL's answer fewer subsets than others
+    rows = [row for result in runs for row in result.rows if row.set == set_name]
     subsets = list(dict.fromkeys(subset for row in rows for subset, _ in row.dice))
     regions = list(dict.fromkeys(region for row in rows for _, region in row.dice))
     names = ModalitySet(tuple(max(subsets, key=lambda subset: subset.count("+")).split("+")))

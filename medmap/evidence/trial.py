@@ -21,18 +21,17 @@ from medmap.core.case import Prepared
 from medmap.core.metrics import dice, postprocess
 from medmap.core.witnesses import CLEANED
 from medmap.data.layouts import recognise
-from medmap.data.store import Store, write_store
+from medmap.data.store import Store, refuse_other_spacing, write_store
 from medmap.errors import DivergenceError, InputError
 from medmap.evaluate import check_fit, on_common_box
-from medmap.evidence import leak
 from medmap.evidence.leak import leaking_answers
-from medmap.evidence.plan import Data, Patients, Phantoms, Trial
-from medmap.evidence.results import DIVERGED, FINISHED, Result, Scored
+from medmap.evidence.plan import RECIPE, Data, Patients, Phantoms, Trial
+from medmap.evidence.results import DIVERGED, FINISHED, LEAK, Result, Scored
 from medmap.inference import SubsetAnswer
 from medmap.latentspace import conditional_dependence, latent_numbers
 from medmap.phantom import write_phantoms
 from medmap.predict import Predictor, answerable, resolve_device
-from medmap.run import LOG, SPLITS, is_finished, read_log, steps_done, write_text
+from medmap.run import ENV, LOG, SPLITS, is_finished, read_log, steps_done, write_text
 from medmap.train import fit
 
 POINTS = 40
@@ -80,7 +79,7 @@ def _tested(data: Data, work: Path, places: Mapping[str, Path]) -> Path:
 
 
 def _phantoms(data: Phantoms, work: Path, count: int, seed: int, missing: float) -> Path:
-    about = f"{count}-{seed}-{missing:g}-{data.settings}"
+    about = f"{RECIPE}-{count}-{seed}-{missing:g}-{data.settings}"
     place = work / "data" / f"{data.name}-{_digest(about)}"
     if not (place / "store" / "whole").is_file():
         write_phantoms(place / "files", count, seed, data.settings, missing=missing)
@@ -98,6 +97,7 @@ def _patients(data: Patients, work: Path, places: Mapping[str, Path]) -> Path:
         )
     where = places[data.name]
     if (where / "manifest.json").is_file():
+        refuse_other_spacing(Store(where), data.spacing_mm)
         return where
     spacing = "own" if data.spacing_mm is None else f"{data.spacing_mm:g}mm"
     store = work / "data" / f"{data.name}-{spacing}" / "store"
@@ -120,8 +120,8 @@ def carry_out(trial: Trial, stores: Stores, work: Path, device: str = "auto", ke
     config = trial.config.model_copy(update={"data": _data_config(trial, stores)})
     began = time.perf_counter()
     try:
-        if not is_finished(run):
-            resume = steps_done(run) is not None
+        if not is_finished(run) or begun_with(run) != store.sha256:
+            resume = steps_done(run) is not None and begun_with(run) == store.sha256
             if not resume:
                 shutil.rmtree(run, ignore_errors=True)
             fit(config, store, run, resume=resume, device=device)
@@ -149,6 +149,14 @@ def carry_out(trial: Trial, stores: Stores, work: Path, device: str = "auto", ke
     return Result(trial, FINISHED, tuple(rows), facts)
 
 
+def begun_with(run: Path) -> str | None:
+    """The hash of the data that a run was begun with; None where it does not say."""
+    try:
+        return str(json.loads((run / ENV).read_text(encoding="utf-8"))["store_sha256"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def _data_config(trial: Trial, stores: Stores) -> Any:
     update: dict[str, Any] = {"store": str(stores.learn)}
     if stores.split:
@@ -169,7 +177,7 @@ def _scores(predictor: Predictor, name: str, store: Store, ids: Sequence[str]) -
         (network,) = predictor.networks
         if network.stem is not None and network.stem.leaks and set(network.modalities) <= set(prepared.images):
             leaked = leaking_answers(network, prepared)
-            yield _scored(leak.NAME, prepared, store.patient(case), predictor, leaked)
+            yield _scored(LEAK, prepared, store.patient(case), predictor, leaked)
 
 
 def _scored(

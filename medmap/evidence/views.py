@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from medmap.evidence import leak
 from medmap.evidence.findings import MEAN, Outcome, effect, level
 from medmap.evidence.plan import ALL, FULL, MISSING, SINGLE, Arm
 from medmap.evidence.results import Result, Results
@@ -146,21 +145,26 @@ def total_correlations(results: Results) -> Iterator[str]:
         ]
         there = [one for one in found if one is not None]
         if there:
-            cells = "; ".join(f"{one['nats']:.1f} [{one['low']:.1f}, {one['high']:.1f}]" for one in there)
-            null = np.mean([one["null_mean"] for one in there])
+            cells = "; ".join("{} [{}, {}]".format(*(_nats(one[k]) for k in ("nats", "low", "high"))) for one in there)
+            null = np.mean([one["null_mean"] for one in there if one["null_mean"] is not None])
             given = [f[0].facts["latents"]["conditional"] for f in results.finished(arm.name)]
-            nats = max(abs(one["nats"]) for one in given)
+            nats = max((abs(one["nats"]) for one in given if one["nats"] is not None), default=float("nan"))
             private = "private" if all(one["private"] for one in given) else "not private"
             yield f"| {arm.name} | {cells} | {null:.1f} | {nats:.1g}, encoders are {private} |"
+
+
+def _nats(value: float | None) -> str:
+    """A dash where latents have no density, and so no number."""
+    return "–" if value is None else f"{value:.1f}"
 
 
 def leak_lines(results: Results) -> Iterator[str]:
     """What arms with a leaking T score as the published form is scored, beside what they reach."""
     for arm in results.arms():
-        if not any(row.set == leak.NAME for row in results.finished(arm.name)[0][0].rows):
+        if not any(row.set == LEAK for row in results.finished(arm.name)[0][0].rows):
             continue
         for group in (ALL, SINGLE):
-            seen, true = (level(results, arm, Outcome(name, group, MEAN)).mean for name in (leak.NAME, "test"))
+            seen, true = (level(results, arm, Outcome(name, group, MEAN)).mean for name in (LEAK, "test"))
             yield (
                 f"* {arm.name}: {group} {seen:.1f} where T sees the dropped images, {true:.1f} where they are absent: "
                 f"{seen - true:+.1f} points are a leak."

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from medmap.core.modality import GLIOMA_MRI
-from medmap.errors import ConfigError
+from medmap.errors import ConfigError, InputError
 from medmap.evidence.findings import MEAN, Outcome, effects, groups, level, main_effects, page, table, verdict
 from medmap.evidence.plan import ALL, FULL, MISSING, Arm, Patients, Phantoms, Study
-from medmap.evidence.results import DIVERGED, FINISHED, Result, Results, Scored, read_result, read_results, write_result
+from medmap.evidence.results import (
+    DIVERGED,
+    FINISHED,
+    LEAK,
+    Result,
+    Results,
+    Scored,
+    read_result,
+    read_results,
+    write_result,
+)
 from medmap.evidence.tables import latex, markdown, subset_rows
 
 SUBSETS = [str(subset) for subset in GLIOMA_MRI.subsets()]
@@ -67,7 +78,7 @@ def test_where_there_is_none_the_sentence_says_how_large_one_could_be() -> None:
 
 def test_one_run_each_and_two_are_not_evidence() -> None:
     one = results(2.0, Study("s", "?", "", STUDY.data, STUDY.arms, seeds=1))
-    assert verdict(effects(one, [Outcome("test", ALL, MEAN)])[0]).endswith("one run each: not evidence.")
+    assert verdict(effects(one, [Outcome("test", ALL, MEAN)])[0]).endswith("without an interval: not evidence.")
     two = results(2.0, Study("s", "?", "", STUDY.data, STUDY.arms, seeds=2))
     assert verdict(effects(two, [Outcome("test", ALL, MEAN)])[0]).endswith("Fewer than three runs: not evidence.")
 
@@ -133,7 +144,9 @@ def test_a_run_that_diverged_is_counted_and_not_scored(tmp_path) -> None:
 def test_an_unfinished_study_says_so(tmp_path) -> None:
     (trial,) = STUDY.trials(STUDY.arms[0])[0]
     write_result(tmp_path / "runs", Result(trial, FINISHED, rows(3, np.random.default_rng(0), 0.0, [50] * 3)))
-    assert "*Unfinished: 1 of 6 runs are done.*" in page(read_results(STUDY, tmp_path), "medmap study made-up", [])
+    text = page(read_results(STUDY, tmp_path), "medmap study made-up", [])
+    assert "*Unfinished: 1 of 6 runs are done.*" in text
+    assert "Simulated patients (p), 4 mm: 160 to learn from, 10 to choose checkpoints by, 12 to be tested on." in text
 
 
 def test_the_table_of_papers_in_both_forms() -> None:
@@ -207,6 +220,55 @@ def test_a_network_of_few_subsets_is_marked() -> None:
     _, cells = subset_rows(there, "test")
     assert cells[-1][5] == "–"
     assert "nan" not in markdown(*subset_rows(there, "test"))
+
+
+def test_the_table_of_papers_has_the_rows_of_whoever_answers_most() -> None:
+    few = (scored("c", "p", 50.0, ["t1c", "t1n+t1c+t2w+t2f"]), scored("d", "q", 60.0, ["t1c", "t1n+t1c+t2w+t2f"]))
+    whole = (scored("c", "p", 50.0), scored("d", "q", 60.0))
+    there = made(Study("s", "?", "", Phantoms("p"), STUDY.arms, seeds=1), {"none": [few], "P*": [whole]})
+    _, cells = subset_rows(there, "test")
+    assert len(cells) == 16
+    assert [cells[-1][4], cells[-1][5]] == ["–", "55.0"]
+
+
+def test_what_is_still_to_be_run_is_corrected_for() -> None:
+    arms = (
+        *STUDY.arms,
+        *(Arm(f"P^{k}", ("align.anchor=pk", f"align.fixed={k}"), "none") for k in ("t1n", "t1c", "t2w")),
+    )
+    study = Study("s", "?", "", STUDY.data, arms)
+    whole = results(0.5, study)
+    cut = Results(
+        study, {name: seeds if name in ("none", "P*") else [[None]] * 3 for name, seeds in whole.found.items()}
+    )
+    (found,) = main_effects(cut)
+    assert found.p_holm == pytest.approx(min(1.0, 4 * found.difference.p))
+    alone = Results(Study("s", "?", "", STUDY.data, STUDY.arms), {name: whole.found[name] for name in ("none", "P*")})
+    assert main_effects(alone)[0].p_holm == found.difference.p
+
+
+def test_a_leak_is_never_compared() -> None:
+    rows = (scored("c", "p", 50.0), scored("d", "q", 60.0))
+    leaks = (*rows, *(scored(row.case, row.patient, 90.0, name=LEAK) for row in rows))
+    there = made(Study("s", "?", "", Phantoms("p"), STUDY.arms), {"none": [leaks], "P*": [leaks]})
+    assert {e.outcome.set for e in effects(there)} == {"test"}
+    assert LEAK not in page(there, "medmap study s", [])
+
+
+def test_arms_that_were_tested_on_different_cases_are_not_compared() -> None:
+    there, other = ((scored(name, "p", 50.0), scored("d", "q", 60.0)) for name in ("c", "e"))
+    study = Study("s", "?", "", Phantoms("p"), STUDY.arms)
+    with pytest.raises(InputError, match=r"P\* and none were tested on different cases of test, such as c, e"):
+        effects(made(study, {"none": [there], "P*": [other]}))
+
+
+def test_a_damaged_table_is_named(tmp_path: Path) -> None:
+    (trial,) = STUDY.trials(STUDY.arms[0])[0]
+    write_result(tmp_path, Result(trial, FINISHED, (scored("c", "p", 50.0),)))
+    table = tmp_path / f"{trial.key}.csv"
+    table.write_text(table.read_text() + "<<<<<<< HEAD\n")
+    with pytest.raises(InputError, match=rf"{trial.key}.json: damaged"):
+        read_result(tmp_path, trial)
 
 
 def test_a_cleaned_region_stands_beside_the_raw_one_and_has_no_part_in_the_mean() -> None:

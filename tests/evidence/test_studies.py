@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from medmap.cli import app
 from medmap.errors import DivergenceError
+from medmap.evidence import runner
 from medmap.evidence import trial as trials
 from medmap.studies import study_names
 
@@ -36,7 +38,7 @@ def test_every_study_runs_in_small(name: str, work: Path, tmp_path: Path) -> Non
     assert done.exit_code == 0, done.output
     page = (tmp_path / "quick" / f"{name}.md").read_text()
     assert "Unfinished" not in page
-    assert "one run each: not evidence." in page
+    assert "without an interval: not evidence." in page
     assert list((tmp_path / "quick").glob(f"{name}*.png"))
     found = json.loads((tmp_path / "quick" / f"{name}.json").read_text())
     assert found["runs"]["finished"] == found["runs"]["needed"] >= 2
@@ -159,6 +161,45 @@ def test_methods_side_by_side_on_ones_own_patients(made_up_brats: dict[str, Path
     assert begun.exit_code == 1
     assert "holds 6 of 6 runs" in begun.output
     assert "--resume" in begun.output
+
+
+def test_other_data_of_the_same_name_are_not_taken_for_those_that_were_run(
+    made_up_brats: dict[str, Path], work: Path, tmp_path: Path
+) -> None:
+    one, two = (tmp_path / name / "cases" for name in "ab")
+    for folder in (one, two):
+        shutil.copytree(made_up_brats["2018"], folder)
+    shutil.rmtree(next(file.parent for file in sorted(two.rglob("*.nii.gz"))))
+    small = [word for key in ("steps=2", "patch=[16,16,16]", "warmup_steps=0") for word in ("--set", f"train.{key}")]
+    words = ("--split", "brats2018-list1", "--methods", "unet/tiny", "--align", "none", "--seeds", 1)
+    rest = (*small, "-o", tmp_path / "out", "--work", tmp_path / "w", "--jobs", 1, "--device", "cpu")
+    assert medmap("bench", "--data", one, *words, *rest).exit_code == 0
+    shutil.rmtree(tmp_path / "w")
+    other = medmap("bench", "--data", two, *words, *rest, "--resume")
+    assert other.exit_code == 1
+    assert f"{two}: holds other data (hash " in " ".join(other.output.split())
+    assert "than cases.unet-tiny.none.s0." in " ".join(other.output.split())
+
+
+def test_a_store_is_run_on_at_the_spacing_that_is_asked_for(tiny_store: Path, tmp_path: Path) -> None:
+    words = ("bench", "--data", tiny_store, "--spacing", 1, "--methods", "unet/tiny", "--align", "none", "--seeds", 1)
+    done = medmap(*words, "-o", tmp_path, "--work", tmp_path / "work", "--jobs", 1, "--device", "cpu")
+    assert done.exit_code == 1
+    assert "mm, 1 mm is needed" in " ".join(done.output.split())
+
+
+class Sometimes:
+    """A worker that stumbles over one task, in a way that nobody foresaw."""
+
+    def __call__(self, task: str) -> str:
+        if task == "bad":
+            raise ValueError("no such size")
+        return task
+
+
+def test_what_breaks_one_run_leaves_those_beside_it_alone() -> None:
+    found = dict(runner._local(Sometimes, ["good", "bad", "fine"], 2))  # type: ignore[arg-type,list-item]
+    assert (found[0], str(found[1]), found[2]) == ("good", "ValueError: no such size", "fine")
 
 
 def test_a_page_ends_with_the_command_that_makes_it_again(
