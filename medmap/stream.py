@@ -97,8 +97,8 @@ class PhantomStream:
             return
         if self._pool is None:
             self._pool = ProcessPoolExecutor(workers, get_context("spawn"), alone_on_its_core, (os.getpid(),))
-            # Waits for the patients that are being made: at the interpreter's end a pool that is still closing trips over
-            # its own pipes.
+            # Waits for the patients that are being made: at the interpreter's end a pool that is still closing trips
+            # over its own pipes.
             weakref.finalize(self, self._pool.shutdown, wait=True, cancel_futures=True)
         for id in ids:
             if len(self._coming) >= AHEAD:
