@@ -277,10 +277,9 @@ def run_store(run: Path) -> Store:
 def _refuse_taught(runs: Sequence[Path], data: Store) -> None:
     """Raises InputError where a run learned from one of the cases, or was chosen by it. Files count, not names."""
     for run in runs:
-        split = _read_json(run / SPLITS)
         try:
-            own = run_store(run)
-        except CheckpointError:  # phantoms that lie nowhere, or data that are gone
+            split, own = _read_json(run / SPLITS), run_store(run)
+        except CheckpointError:  # a model that was given away, phantoms that lie nowhere, or data that are gone
             continue
         files = {digest for case in (*split["train"], *split["val"]) for digest in own.digests(case)}
         taught = [case for case in data.ids if not files.isdisjoint(data.digests(case))]

@@ -474,6 +474,9 @@ def test_cases_that_a_run_learned_from_are_no_other_data(
     ):
         evaluate(run, data=renamed)
     assert not shifted_runs
+    (run / "splits.json").unlink()
+    (run / "env.json").unlink()  # a model that was given away has neither
+    assert evaluate(run, data=renamed) == run / "on-renamed"
 
 
 def test_data_are_found_where_they_were_or_beside_a_run_that_moved(store: Store, tmp_path: Path) -> None:
