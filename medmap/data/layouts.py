@@ -8,7 +8,6 @@ voxels are read by `read_case`, and by `recognise` where ``deep`` allows it.
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 from collections import Counter
@@ -22,6 +21,7 @@ import numpy as np
 
 from medmap.core.labels import LabelScheme, scheme_named
 from medmap.core.modality import GLIOMA_MRI, canonical
+from medmap.data.bids import json_table, truths
 from medmap.data.cases import CaseFiles, DataFolder, ImageRef, ordered, read_case
 from medmap.data.dicom import looks_dicom
 from medmap.data.filenames import SEG_WORDS, bids_case, bids_name, by_tail, style_of
@@ -75,7 +75,7 @@ def recognise(path: Path | str, labels: str | None = None, deep: bool = False) -
 
 def phantoms(root: Path) -> Found:
     """A folder with ``phantoms.json``, which names the label map, and cases with the names of BraTS."""
-    table = _json(root / "phantoms.json")
+    table = json_table(root / "phantoms.json")
     if table is None:
         return Found()
     scheme = scheme_named(str(table.get("labels", "brats2023")))
@@ -87,21 +87,22 @@ def phantoms(root: Path) -> Found:
 def csv_table(root: Path) -> Found:
     """A table ``case,t1n,t1c,t2w,t2f,seg``: one row a case, empty cell = missing, paths from the table's folder.
 
-    Any other column names a sequence of its own; ``patient`` and ``group`` are optional.
+    Any other column names a sequence of its own; ``patient`` and ``group`` are optional. A column without a name is
+    not read.
     """
     tables = [root] if root.is_file() else sorted(root.glob("*.csv"))
     for table in tables:
         try:
             with open(table, newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file)
-                columns = [name.strip().lower() for name in reader.fieldnames or ()]
-                rows = [dict(zip(columns, row.values(), strict=False)) for row in reader]
+                reader = csv.reader(file)
+                columns = [name.strip().lower() for name in next(reader, [])]
+                rows = [(reader.line_num, row) for row in reader if row]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             if root.is_file():
                 raise InputError(f"{table}: cannot be read as a CSV table in UTF-8 ({error})") from error
             continue
         if "case" in columns and any(canonical(name) in GLIOMA_MRI for name in columns):
-            found = _rows(table, rows)
+            found = _rows(table, columns, rows)
             if root.is_file() and not found.cases:
                 raise InputError(f"{table}: holds no case with an image; expected one row a case: {_COLUMNS}")
             return found
@@ -147,26 +148,23 @@ def msd(root: Path) -> Found:
 
 def bids(root: Path) -> Found:
     """BIDS: ``sub-*/[ses-*/]anat/sub-*_{T1w,T2w,FLAIR}.nii.gz``, T1w with a ``ce-`` entity = t1c; ``*_dseg`` below
-    ``derivatives/``."""
+    ``derivatives/``, but for those that medmap made."""
     found: dict[str, dict[str, list[Path]]] = {}
     for path in sorted([*root.glob("sub-*/anat/*.nii*"), *root.glob("sub-*/ses-*/anat/*.nii*")]):
         if is_nifti(path) and (name := bids_name(path)):
             found.setdefault(bids_case(path), {}).setdefault(name, []).append(path)
-    segmentations: dict[str, list[Path]] = {}
-    for path in sorted(root.glob("**/*_dseg.nii*")) if found else []:
-        segmentations.setdefault(bids_case(path), []).append(path)
+    segmentations = truths(root, found)
     cases, notes = [], []
     for case, files in found.items():
-        seen = files | ({"seg": segmentations[case]} if case in segmentations else {})
-        chosen = {name: min(paths, key=lambda path: (len(path.name), path.name)) for name, paths in seen.items()}
+        chosen = {name: min(paths, key=lambda path: (len(path.name), path.name)) for name, paths in files.items()}
         notes += [
             f"{case}: {len(paths)} files for {name}; {chosen[name].name} is used"
-            for name, paths in seen.items()
+            for name, paths in files.items()
             if len(paths) > 1
         ]
         images = {name: ImageRef(chosen[name]) for name in ordered(files)}
         cases.append(
-            CaseFiles(case, patient_of(case), "", images, chosen.get("seg"), "bids", from_names(case, "plain"))
+            CaseFiles(case, patient_of(case), "", images, segmentations.get(case), "bids", from_names(case, "plain"))
         )
     return Found(cases, notes)
 
@@ -215,11 +213,12 @@ def _named_cases(
         yield CaseFiles(name, patient_of(name), group_of(name, above), refs, segs.get(case), family, known)
 
 
-def _rows(table: Path, rows: list[dict[str, Any]]) -> Found:
+def _rows(table: Path, columns: list[str], rows: list[tuple[int, list[str]]]) -> Found:
+    _refuse_twin_columns(table, columns)
     cases, notes = [], []
-    for line, row in enumerate(rows, start=2):
-        cells = {key: str(value or "").strip() for key, value in row.items()}
-        case = cells.pop("case")
+    for line, row in rows:
+        cells = _cells(f"{table}, line {line}", columns, row)
+        case = cells.pop("case", "")
         if not case:
             raise InputError(f"{table}, line {line}: the cell `case` is empty; give every row a name")
         patient, group = cells.pop("patient", "") or patient_of(case), cells.pop("group", "") or group_of(case)
@@ -233,10 +232,31 @@ def _rows(table: Path, rows: list[dict[str, Any]]) -> Found:
     return Found(cases, notes)
 
 
+def _cells(where: str, columns: list[str], row: list[str]) -> dict[str, str]:
+    """{column: cell} of the columns with a name. A short row ends in empty cells; what is too long may be shifted."""
+    if any(cell.strip() for cell in row[len(columns) :]):
+        raise InputError(
+            f"{where}: found {len(row)} cells, expected {len(columns)}, one a column; put a path that holds a comma "
+            "in double quotes"
+        )
+    return {name: cell.strip() for name, cell in zip(columns, row, strict=False) if name}
+
+
+def _refuse_twin_columns(table: Path, columns: list[str]) -> None:
+    seen: dict[str, str] = {}
+    for number, name in enumerate(columns, start=1):
+        key, told = "seg" if name in SEG_WORDS else canonical(name), f"{number} ({name})"
+        if name and key in seen:
+            raise InputError(
+                f"{table}: columns {seen[key]} and {told} both mean {key}; expected one column of each; leave one out"
+            )
+        seen[key] = told
+
+
 def _task(root: Path) -> tuple[Path, dict[str, Any] | None]:
     """The image folder of an MSD or nnU-Net task, and its dataset.json."""
     folder = root if root.name in ("imagesTr", "imagesTs") else root / "imagesTr"
-    return folder, _json(folder.parent / "dataset.json")
+    return folder, json_table(folder.parent / "dataset.json")
 
 
 def _task_cases(folder: Path, images: dict[str, dict[str, ImageRef]], family: str, known: LabelMap) -> Found:
@@ -260,18 +280,6 @@ def _channels(names: Any, where: Path) -> dict[int, str]:
     if twice:
         raise InputError(f"{where}: two channels are called {twice[0]}; give each its own name")
     return channels
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); mend it") from error
-    if not isinstance(table, dict):
-        raise InputError(f"{path}: found a {type(table).__name__}; expected an object with names")
-    return table
 
 
 def _niftis(folder: Path) -> list[Path]:
