@@ -8,7 +8,7 @@ readings but one, or the user names the map.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,9 +97,16 @@ def from_json(labels: Mapping[str, Any], where: str) -> LabelMap:
     """The map that a ``dataset.json`` spells out, in nnU-Net's ({name: code or list}) or the MSD's ({code: name}) form.
 
     Names of tumour parts are recognised in their usual spellings. Lists are regions: the classes are then what the
-    regions tell apart. Raises InputError for entries that are neither.
+    regions tell apart. Without lists, a glioma's parts have WT, TC, ET and RC; any other class is a region by itself.
+    With nnU-Net's ``ignore`` the map stays undecided: voxels nobody annotated must not become a class. Raises
+    InputError for entries that are neither.
+
+    >>> dict(from_json({"edema": 1, "enhancing": 2, "necrosis": 3}, "dataset.json").scheme.regions)
+    {'WT': ('ncr', 'ed', 'et'), 'TC': ('ncr', 'et'), 'ET': ('et',)}
     """
-    entries = _entries(labels, where)
+    entries, evidence = _entries(labels, where), f"labels of {where}"
+    if ignored := [codes[0] for name, codes in entries.items() if _plain(name) == "ignore"]:
+        return LabelMap((), f"{evidence}, {_IGNORES.format(code=ignored[0], where=where)}")
     regions = {name: tuple(codes) for name, codes in entries.items() if len(codes) > 1}
     if regions:
         # nnU-Net may write the innermost region as a single code
@@ -110,14 +117,13 @@ def from_json(labels: Mapping[str, Any], where: str) -> LabelMap:
         classes = {_PARTS.get(name.replace("_", " "), name): code for name, code in plain.items()}
         if len(classes) < len(plain):  # two codes for one part, such as necrosis beside non-enhancing tumour
             classes = plain
-    evidence = f"labels of {where}"
     for known in SCHEMES.values():
         if dict(known.codes) == classes:
             return LabelMap((known.name,), f"{evidence}, the same as {known.name}", known)
     order = [c for c in SCHEMES["brats2024"].classes if c in classes] + [c for c in classes if c not in _PARTS.values()]
     by_code = {code: name for name, code in classes.items()}
     unions = {_REGION_NAMES.get(_plain(r), r): tuple(by_code[c] for c in codes) for r, codes in regions.items()}
-    scheme = LabelScheme("dataset.json", ("background", *order), classes, unions or {name: (name,) for name in order})
+    scheme = LabelScheme("dataset.json", ("background", *order), classes, unions or _regions_of(order))
     return LabelMap((scheme.name,), evidence, scheme)
 
 
@@ -126,6 +132,8 @@ def patient_of(case_id: str) -> str:
 
     >>> patient_of("BraTS-GLI-00005-101"), patient_of("BraTS-SSA-00121-000")
     ('BraTS-GLI-00005', 'BraTS-SSA-00115')
+    >>> patient_of("TCGA-02-0006_1996.08.23"), patient_of("UCSF-PDGM-0138_FU003d")
+    ('TCGA-02-0006', 'UCSF-PDGM-0138')
     """
     for pattern in PATIENT_PATTERNS:
         if match := re.match(pattern, case_id):
@@ -172,6 +180,16 @@ def _classes_of(regions: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     return {f"label{code}": code for code in codes}
 
 
+def _regions_of(classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """{region: its classes}: WT, TC, ET and RC where ncr, ed and et are all there; each class left is one by itself."""
+    parts = {_PARTS.get(name.replace("_", " "), name) for name in classes}
+    whole = {"ncr", "ed", "et"} <= set(classes) and len(parts) == len(classes)  # no part has two codes
+    known = SCHEMES["brats2024"].regions if whole else {}
+    shared = {region: members for region, members in known.items() if set(members) <= set(classes)}
+    inside = {name for members in shared.values() for name in members}
+    return shared | {name: (name,) for name in classes if name not in inside}
+
+
 ID_RULES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (r"Brats1[789]_", ("brats2021",), "ids of BraTS 2017–2019"),
     (r"BraTS20_", ("brats2021",), "ids of BraTS 2020"),
@@ -199,10 +217,12 @@ PATIENT_PATTERNS = (
     r"(BraTS-[A-Z]+(?:-RT)?-\d+)-\d+",
     r"(BraTS2021_\d+)",
     r"(Brats1[789]_.+)_\d+$",
-    r"(TCGA-\w+-\w+)",
+    r"(TCGA-[A-Za-z0-9]+-[A-Za-z0-9]+)",
     r"(UPENN-GBM-\d+)_\d+",
+    r"(UCSF-PDGM-\d+)",
     r"(sub-[A-Za-z0-9]+)",
 )
+"""What of an id is the patient; what follows is a date, a time point or a follow-up. The first match counts."""
 
 SAME_PATIENT = {"BraTS-SSA-00121": "BraTS-SSA-00115"}
 """Patients who are in a collection under two ids. BraTS-Africa holds this one twice, segmented by two raters."""
@@ -211,6 +231,10 @@ GROUP_PATTERN = (
     r"BraTS-[A-Z]+(-RT)?(?=-\d)|BraTS20(21)?(?=_)|Brats1[789]_[A-Za-z]+|Brats1[789]_2013|TCGA|UPENN-GBM|UCSF-PDGM"
 )
 
+_IGNORES = (
+    "where ignore = {code} stands for voxels that nobody annotated: medmap has no loss that leaves voxels out. "
+    "Annotate them, or take ignore out of {where}; the cases that hold a {code} are then named and left out"
+)
 _PARTS = {
     **dict.fromkeys(
         ("ed", "edema", "peritumoral edema", "snfh", "surrounding non enhancing flair hyperintensity"), "ed"
