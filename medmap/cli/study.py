@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medmap.cli import console
+from medmap.core.children import ending
 from medmap.core.labels import LabelScheme
 from medmap.core.modality import ModalitySet, canonical
 from medmap.data.dicom import Series
@@ -28,8 +29,11 @@ _WIDEST = 34
 
 @contextmanager
 def opened(path: Path, images: bool = True) -> Iterator[OpenedStudy]:
-    """Look at a study, a folder or a zip file, as `open_study` does. Raises InputError as that does."""
-    with tempfile.TemporaryDirectory(prefix="medmap-") as name:
+    """Look at a study, a folder or a zip file, as `open_study` does. Raises InputError as that does.
+
+    The patient's images are unpacked for the while, and removed also where the process is told to end (SIGTERM).
+    """
+    with ending(), tempfile.TemporaryDirectory(prefix="medmap-") as name:
         found = open_study(path, Path(name), images)
         for note in found.study.notes:
             console.warn(note)

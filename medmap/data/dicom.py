@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medmap.data.nifti import SUFFIXES
+from medmap.data.filenames import SUFFIXES, stem
 from medmap.errors import InputError
 
 
@@ -113,6 +114,8 @@ class Study:
 def is_study(path: Path) -> bool:
     """Whether a path is a zip file, or a folder that holds DICOM and no NIfTI, by content and not by name.
 
+    NIfTI files that medmap wrote do not count: a mask may lie in the folder of the study that it was made from.
+
     >>> is_study(Path("nowhere"))
     False
     """
@@ -120,10 +123,28 @@ def is_study(path: Path) -> bool:
         return path.suffix.lower() == ".zip"
     found = False
     for file in files_below(path):
-        if file.name.lower().endswith(SUFFIXES):
+        if file.name.lower().endswith(SUFFIXES) and not _by_medmap(file):
             return False
         found = found or looks_dicom(file)
     return found
+
+
+def _by_medmap(file: Path) -> bool:
+    """Whether a NIfTI file is a mask with its record beside it, a region of such a mask, or part of an explanation."""
+    mask, _, region = stem(file).rpartition("-")
+    return (
+        file.with_name(f"{stem(file)}.medmap.json").is_file()  # as `medmap.segment` names it
+        or region in _regions(file.with_name(f"{mask}.medmap.json"))
+        or file.with_name("explanation.json").is_file()  # as `medmap.explain` does
+    )
+
+
+def _regions(record: Path) -> set[str]:
+    """What the record beside a mask tells of; nothing where there is none."""
+    try:
+        return set(json.loads(record.read_text(encoding="utf-8"))["volumes_ml"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def files_below(root: Path) -> Iterator[Path]:

@@ -24,12 +24,13 @@ dcm2niix takes the distance of slices from the first two."""
 def convert(series: Series, folder: Path) -> Path:
     """Write a series as ``series-LABEL.nii`` into a folder, and return the file.
 
-    The files of this volume alone are shown to dcm2niix, in the order of the slices, in a folder that is removed.
+    The files of this volume alone are shown to dcm2niix, in the order of the slices, in a folder that is removed. It
+    lies in the given one: who removes that leaves nothing of a patient, also where this is not done to its end.
 
     Raises InputError where dcm2niix fails, writes more or less than one volume, or one on another grid.
     """
     out = folder / f"series-{series.label}.nii"
-    with tempfile.TemporaryDirectory(prefix="medmap-series-") as name:
+    with tempfile.TemporaryDirectory(prefix="medmap-series-", dir=folder) as name:
         given, made = Path(name) / "given", Path(name) / "made"
         given.mkdir()
         made.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import zipfile
 import zlib
@@ -35,7 +36,7 @@ def unpack(archive: Path, folder: Path) -> None:
                 name = re.sub(r"[^\w.-]", "_", Path(member.filename).name)[-60:].lstrip(".")
                 with opened.open(member) as stream:
                     limit -= _copied(stream, folder / f"{number:06d}-{name}", limit, archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except _BROKEN as error:
         raise InputError(f"{archive}: cannot be unpacked ({error}); expected a zip file of DICOM files") from error
     except OSError as error:
         raise InputError(f"{archive}: cannot be unpacked ({error.strerror or error}); check it and the disk") from error
@@ -71,3 +72,11 @@ def _copied(stream: IO[bytes], file: Path, limit: int, archive: Path) -> int:
             out.write(block)
             block = stream.read(_BLOCK)
     return written
+
+
+_BROKEN = (
+    *(zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError),
+    *(zlib.error, lzma.LZMAError),
+    *(UnicodeDecodeError, IndexError),  # names of members that are no text, or empty
+)
+"""What `zipfile` raises of an archive that is damaged, or packed in a way that it does not know."""

@@ -29,6 +29,7 @@ _SPACE_FIELDS = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("srow_x", "srow_y", "srow_z", "xyzt_units"),
 )
+_UNITS = {1: "meter", 2: "mm", 3: "micron"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def read_header(path: Path) -> Header:
     if dtype.kind not in "iuf":
         raise InputError(f"{path}: voxels are of type {dtype}; numbers are expected (is it a colour picture?)")
     codes = int(image.header["qform_code"]), int(image.header["sform_code"])
-    return Header(Path(path), shape, affine, dtype, any(codes), str(image.header.get_xyzt_units()[0]))
+    return Header(Path(path), shape, affine, dtype, any(codes), _unit(image.header))
 
 
 def read_volume(path: Path, channel: int | None = None) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -192,6 +193,11 @@ def looks_cut_off(header: Header) -> bool:
         return True
 
 
+def _unit(header: Any) -> str:
+    """Of lengths: the three lowest bits; those above are the unit of time, which may be any number."""
+    return _UNITS.get(int(header["xyzt_units"]) & 7, "unknown")
+
+
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """Turn what nibabel, gzip and the system raise into one InputError that names the file and the cure."""
@@ -204,7 +210,7 @@ def _explained(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: damaged or cut off while it was written ({error}); {again}") from error
     except (ImageFileError, HeaderDataError, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: {_unlike_nifti(path)}, a NIfTI file is expected; {again}") from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, OverflowError, KeyError) as error:
         raise InputError(f"{path}: cannot be read ({error}); {again}") from error
 
 

@@ -9,13 +9,14 @@ import tempfile
 import threading
 import webbrowser
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 from medmap.card import ModelFolder
+from medmap.core.children import ending
 from medmap.errors import InputError
 from medmap.serve.answers import Engine
 from medmap.serve.app import Office, make_app
@@ -110,20 +111,3 @@ def hung_up(server: uvicorn.Server) -> Iterator[None]:
         signal.signal(signal.SIGHUP, before)
     if heard:
         raise SystemExit(128 + heard[0])
-
-
-@contextmanager
-def ending() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the process as an exception, so that what was opened is closed."""
-
-    def end(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
-
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), end) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            with suppress(TypeError):
-                signal.signal(getattr(signal, name), handler)

@@ -15,6 +15,7 @@ MOST_VOXELS = 2**27
 """512 × 512 × 512: what a header promises is made room for before it is read."""
 _SLACK_BYTES = 2**24
 _LONGEST = 100
+"""Bytes of a name: file systems count these, and take 255 with what is added to it."""
 
 
 def safe_name(name: str) -> str:
@@ -24,7 +25,8 @@ def safe_name(name: str) -> str:
     ('ann_t1.nii.gz', 'bob t2_.nii', 'file')
     """
     last = re.split(r"[/\\]", name)[-1]
-    return re.sub(r"[^\w.()+ -]", "_", last)[-_LONGEST:].lstrip(". ") or "file"
+    plain = re.sub(r"[^\w.()+ -]", "_", last).encode()[-_LONGEST:].decode(errors="ignore")
+    return plain.lstrip(". ") or "file"
 
 
 def kind_of(file: Path) -> str:
@@ -63,8 +65,8 @@ def taken_in(file: Path, name: str, folder: Path) -> Path:
     if kind != ".zip":
         try:
             _refuse_bomb(place)
-        except InputError:
-            place.unlink()
+        except BaseException:  # whatever it is, nothing of the file stays
+            place.unlink(missing_ok=True)
             raise
     return place
 

@@ -1,12 +1,18 @@
-"""A process ends with its parent, even with one that was killed and could not say goodbye."""
+"""A process ends with its parent, even with one that was killed and could not say goodbye; and tidily if told to."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+
+import pytest
+
+from medmap.core.children import ending
 
 CHILD = "import sys, time; from medmap.core.children import end_with; end_with(int(sys.argv[1])); time.sleep(60)"
 PARENT = f"""
@@ -38,3 +44,43 @@ def test_a_process_ends_with_a_parent_that_was_killed() -> None:
     while alive(child) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not alive(child)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_process_as_an_exception(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    closed = []
+
+    def told() -> None:
+        try:
+            signal.raise_signal(number)
+        finally:
+            closed.append(True)
+
+    with pytest.raises(SystemExit) as caught, ending():
+        told()
+    assert (caught.value.code, closed) == (128 + number, [True])
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_that_is_passed_over_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with ending():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_other_threads_may_ask_for_it_and_change_nothing() -> None:
+    before, met = signal.getsignal(signal.SIGTERM), []
+
+    def work() -> None:
+        with ending():
+            met.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert met == [before]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -390,6 +394,45 @@ def test_nothing_temporary_stays(study: Path, tmp_path: Path, monkeypatch: pytes
     works("predict", "-i", study, "-o", tmp_path / "seg.nii.gz", "--dry-run")
     fails("predict", "-i", study, "-o", tmp_path / "seg.nii.gz", "--t1n", "99")
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+ENDED = """
+import sys
+from pathlib import Path
+import dcm2niix
+from medmap.cli.study import opened
+dcm2niix.bin = sys.argv[2]
+with opened(Path(sys.argv[1]), images=False) as found:
+    found.file(found.study.series[0])
+"""
+
+
+def test_nothing_of_the_patient_stays_where_the_process_is_told_to_end(study: Path, tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "patient"), "zip", study)
+    (tmp_path / "tmp").mkdir()
+    slow = tmp_path / "dcm2niix"
+    slow.write_text("#!/bin/sh\necho begun > $TMPDIR/../begun\nexec sleep 60\n")
+    slow.chmod(0o755)
+    argv = [sys.executable, "-c", ENDED, str(tmp_path / "patient.zip"), str(slow)]
+    with subprocess.Popen(argv, env=os.environ | {"TMPDIR": str(tmp_path / "tmp")}) as process:
+        end = time.monotonic() + 60
+        while not (tmp_path / "begun").exists() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        assert len([path for path in (tmp_path / "tmp").rglob("*") if path.is_file()]) == 200  # unpacked, and a copy
+        process.terminate()
+        assert process.wait(60) == 143
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_mask_in_the_folder_of_its_study_can_be_made_again(study: Path, tmp_path: Path) -> None:
+    shutil.copytree(study, tmp_path / "s")
+    words = ("predict", "-i", tmp_path / "s", "-o", tmp_path / "s" / "seg.nii.gz", "--device", "cpu", "--no-qc")
+    first = answer(*words, "--regions")
+    again = answer(*words, "--regions")
+    assert {key: first[key] for key in ("inputs", "volumes_ml")} == {
+        key: again[key] for key in ("inputs", "volumes_ml")
+    }
+    assert f"{tmp_path / 's'}: DICOM study, 4 series" in works("check", tmp_path / "s")
 
 
 def test_a_failing_dcm2niix_is_said_with_the_series(

@@ -14,7 +14,7 @@ pytest.importorskip("dcm2niix", reason="DICOM needs pip install 'medmap[dicom]'"
 from made_up_dicom import HEADERS, write_enhanced, write_series  # noqa: E402
 from pydicom.uid import JPEGLSLossless, RLELossless  # noqa: E402
 
-from medmap.data import dicom_zip  # noqa: E402
+from medmap.data import dicom_convert, dicom_zip  # noqa: E402
 from medmap.data.dicom import Study, is_study  # noqa: E402
 from medmap.data.dicom_convert import convert, dicom_order  # noqa: E402
 from medmap.data.dicom_guess import guess_all  # noqa: E402
@@ -115,6 +115,19 @@ def test_nothing_stays_behind(volume: np.ndarray, tmp_path: Path, monkeypatch: p
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_slices_are_shown_to_dcm2niix_in_the_folder_that_the_caller_removes(
+    volume: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_series(tmp_path / "s", volume, STRAIGHT)
+    shown: list[Path] = []
+    monkeypatch.setattr(dicom_convert, "_run", lambda series, given, made: shown.append(given) or "nothing")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(InputError, match="dcm2niix made 0 files of it"):
+        convert(only(read_study(tmp_path / "s")), tmp_path / "mine")
+    assert shown[0].is_relative_to(tmp_path / "mine")
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
 # ---- what a study holds --------------------------------------------------------------------------------------------
 
 
@@ -162,6 +175,29 @@ def test_a_folder_with_nifti_is_no_study(volume: np.ndarray, tmp_path: Path) -> 
     nib.save(nib.Nifti1Image(volume, STRAIGHT), tmp_path / "a.nii.gz")
     assert not is_study(tmp_path)
     assert not is_study(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("record", ["explanation.json", "a.medmap.json"])
+def test_what_medmap_wrote_into_a_study_does_not_count(record: str, volume: np.ndarray, tmp_path: Path) -> None:
+    write_series(tmp_path / "dicom", volume, STRAIGHT)
+    image = nib.Nifti1Image(volume, STRAIGHT)
+    (tmp_path / "made").mkdir()
+    for name in ("a.nii.gz", "a-WT.nii.gz"):
+        nib.save(image, tmp_path / "made" / name)
+        assert not is_study(tmp_path)
+    (tmp_path / "made" / record).write_text('{"volumes_ml": {"WT": 3.0}}', encoding="utf-8")
+    assert is_study(tmp_path)
+    nib.save(image, tmp_path / "a-t1n.nii.gz")  # not of that folder
+    assert not is_study(tmp_path)
+
+
+@pytest.mark.parametrize("record", ['{"volumes_ml": {"WT": 3.0}}', "[1]", '{"volumes_ml": 3}', "{", "", None])
+def test_an_image_beside_a_mask_of_its_name_counts(record: str | None, volume: np.ndarray, tmp_path: Path) -> None:
+    write_series(tmp_path / "dicom", volume, STRAIGHT)
+    nib.save(nib.Nifti1Image(volume, STRAIGHT), tmp_path / "ann-t1n.nii.gz")
+    if record is not None:
+        (tmp_path / "ann.medmap.json").write_text(record, encoding="utf-8")
+    assert not is_study(tmp_path)
 
 
 def test_copies_are_left_out_with_a_note(volume: np.ndarray, tmp_path: Path) -> None:
@@ -360,6 +396,42 @@ def test_other_zips_are_refused(content: bytes | None, reason: str, tmp_path: Pa
     zipped(file, ("a.txt", b"text")) if content is None else file.write_bytes(content)
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match=reason):
+        unpack(file, tmp_path / "out")
+
+
+@pytest.mark.parametrize("packed", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_broken_members_are_refused_however_they_are_packed(packed: int, tmp_path: Path) -> None:
+    content = DICOM + np.random.default_rng(0).bytes(1000)
+    file = tmp_path / "s.zip"
+    with zipfile.ZipFile(file, "w", packed) as archive:
+        archive.writestr("x", content)
+    start = 30 + len("x")  # a local header, and the name
+    damaged = bytearray(file.read_bytes())
+    damaged[start + 9 : start + 400] = b"\xff" * 391  # behind the properties of LZMA
+    file.write_bytes(damaged)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match=r"s.zip: (cannot be unpacked|found 1 files and no DICOM)"):
+        unpack(file, tmp_path / "out")
+
+
+def test_lzma_that_asks_for_what_there_is_not_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "s.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("x", DICOM)
+    damaged = bytearray(file.read_bytes())
+    damaged[31 + 4] = 0xFF  # lc, lp and pb
+    file.write_bytes(damaged)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match=r"s.zip: cannot be unpacked \(Invalid or unsupported options\)"):
+        unpack(file, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", [b"\xff\xff", b"\x00a"])
+def test_names_that_are_none_are_refused(name: bytes, tmp_path: Path) -> None:
+    file = zipped(tmp_path / "s.zip", ("ü", DICOM))
+    file.write_bytes(file.read_bytes().replace("ü".encode(), name))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match=r"s.zip: cannot be unpacked"):
         unpack(file, tmp_path / "out")
 
 

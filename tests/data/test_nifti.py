@@ -239,6 +239,39 @@ def test_headers_that_cannot_be_used(tmp_path: Path) -> None:
         read_header(save(tmp_path / "rgb.nii.gz", colours))
 
 
+@pytest.mark.parametrize(
+    ("code", "unit"),
+    [
+        *((0, "unknown"), (1, "meter"), (2, "mm"), (3, "micron"), (10, "mm"), (130, "mm")),
+        *((code, "unknown") for code in (4, 5, 6, 7, 56, 64, 255)),
+    ],
+)
+def test_a_unit_that_nobody_knows_is_no_reason_to_stop(code: int, unit: str, tmp_path: Path) -> None:
+    path = with_bytes(tmp_path / "a.nii", 123, bytes([code]))
+    assert read_header(path).unit == unit
+    assert read_header(path).shape == (8, 8, 8)
+    write_mask(tmp_path / "mask.nii.gz", labels((1, 2)), path)
+    np.testing.assert_array_equal(read_labels(tmp_path / "mask.nii.gz")[0], labels((1, 2)))
+
+
+@pytest.mark.parametrize("offset", [np.inf, -np.inf, np.nan])
+def test_voxels_that_begin_nowhere_are_an_error_of_that_file(offset: float, tmp_path: Path) -> None:
+    path = with_bytes(tmp_path / "a.nii", 108, np.float32(offset).tobytes())
+    for read in (read_header, read_volume, read_labels):
+        with pytest.raises(
+            InputError, match=r"a.nii: cannot be read \(cannot convert float .*copy or download it again"
+        ):
+            read(path)
+
+
+def with_bytes(path: Path, place: int, content: bytes) -> Path:
+    """A NIfTI file with other bytes at one place of its header."""
+    data = bytearray(save(path, image("a")).read_bytes())
+    data[place : place + len(content)] = content
+    path.write_bytes(data)
+    return path
+
+
 @given(st.binary(max_size=4096))
 def test_sha256_is_that_of_the_bytes(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 
 from medmap.cli import app as cli
 from medmap.cli import console
+from medmap.serve import uploads
 from medmap.serve.app import PARTS
 from medmap.serve.guard import CSP, MOST_BODY_BYTES
-from medmap.serve.uploads import kind_of, safe_name
+from medmap.serve.uploads import kind_of, safe_name, taken_in
 
 PATIENT = "PHANTOM-00000-000"
 SEQUENCES = ("t1n", "t1c", "t2w", "t2f")
@@ -130,6 +131,33 @@ def test_one_name_twice_is_two_files(page: Page, files: dict[str, Path]) -> None
     told = page.job(patient, "check", named={"0": "t1n", "1": "t2f"})["result"]
     assert [row["name"] for row in told["volumes"]] == ["image.nii.gz", "image-2.nii.gz"]
     assert told["refused"] == ""
+
+
+@pytest.mark.parametrize("sign", ["a", "ü", "图", "\U00020000"])
+def test_long_names_are_cut_to_what_a_file_system_takes(sign: str, files: dict[str, Path], tmp_path: Path) -> None:
+    name = safe_name(f"{99 * sign}_t2f.nii.gz")
+    assert len(name.encode()) <= 100
+    assert name.strip(sign) == "_t2f.nii.gz"
+    (tmp_path / "files").mkdir()
+    for kept in (name, name.replace(".nii.gz", "-2.nii.gz")):
+        upload = tmp_path / "upload"
+        upload.write_bytes(files["t2f"].read_bytes())
+        assert taken_in(upload, f"{99 * sign}_t2f.nii.gz", tmp_path / "files").name == kept
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, KeyboardInterrupt])
+def test_nothing_stays_whatever_goes_wrong(
+    error: type[BaseException], files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(file: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(uploads, "read_header", fail)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "upload").write_bytes(files["t2f"].read_bytes())
+    with pytest.raises(error):
+        taken_in(tmp_path / "upload", "x.nii.gz", tmp_path / "files")
+    assert list(tmp_path.rglob("*.nii.gz")) == []
 
 
 def bomb(shape: tuple[int, int, int], more: int) -> bytes:
