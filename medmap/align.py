@@ -284,10 +284,32 @@ def build_segmenter(model: ModelConfig, align: AlignConfig, modalities: Modality
     if align.anchor == "none" or (align.alpha == 0 and align.fill == "none"):
         wanted = ()
     _check_weights(model, backbone, wanted)
+    _check_stages(model, align, backbone)
     plain = AlignedSegmenter(backbone, stem, {})
     channels = _channels(plain, align) if wanted and align.anchor in ("precision", "ema", "gated") else {}
     anchors = {level: build_anchor(align, modalities, channels.get(level, 0)) for level in wanted}
     return AlignedSegmenter(backbone, stem, anchors, align.fill, align.scale_at_test)
+
+
+def _check_stages(model: ModelConfig, align: AlignConfig, backbone: Backbone) -> None:
+    """Raises ConfigError for what would move, or change what is shown to, the parts of a network that learn in turns.
+
+    A teacher that has learned is frozen, and each student answers from what it has: a T in front of both, variances
+    that only an alignment loss still teaches, and latents that are put in the place of absent ones break that.
+    """
+    if not trait(backbone, "stages"):
+        return
+    wrong = {
+        f"model.stem: {model.stem}": model.stem != "none",
+        f"align.fill: {align.fill}": align.fill != "none",
+        f"align.anchor: {align.anchor}": align.anchor == "precision",
+    }
+    found = [what for what, is_so in wrong.items() if is_so]
+    if found:
+        raise ConfigError(
+            f"{', '.join(found)}: {model.name} cannot have it, for its students learn from a teacher that stands still "
+            "and answer from their own sequences alone; take model.stem: none, align.fill: none and another anchor"
+        )
 
 
 @torch.no_grad()

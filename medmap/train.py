@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import medmap
 from medmap.align import AlignedSegmenter, build_segmenter
-from medmap.config import Config, TrainConfig
+from medmap.config import SUBSETS, Config, TrainConfig
 from medmap.core.case import Batch, Prepared
 from medmap.core.labels import LabelScheme
 from medmap.core.metrics import dice
@@ -255,7 +255,7 @@ def _validate(
         network.elect(alone)
     if log is None:
         return
-    mean = float(np.mean([value for regions in scores.values() for value in regions.values()]))
+    mean = float(np.mean([value for regions in _judged(scores, config, card).values() for value in regions.values()]))
     row: Row = {"kind": "val", "step": state.step, "mean": mean, "subsets": scores, "cases": len(val)}
     row |= full_and_missing(answers, str(card.modalities))
     row["latents"] = latents
@@ -268,6 +268,14 @@ def _validate(
     log.write(row)
     for warning in over_alignment(log.rows, config.align.alpha, tuple(state.network.anchors)):
         log.write(warning)
+
+
+def _judged(scores: Scores, config: Config, card: ModelCard) -> Scores:
+    """What a checkpoint is chosen by: all subsets, or the one that alone is trained."""
+    if config.sampling.subsets in SUBSETS:
+        return scores
+    wanted = str(card.modalities.parse(config.sampling.subsets))
+    return {wanted: scores[wanted]} if wanted in scores else scores
 
 
 Scores = dict[str, dict[str, float]]

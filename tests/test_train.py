@@ -286,6 +286,20 @@ def test_a_worse_validation_does_not_replace_the_best(
     assert [row.get("best") for row in rows(tmp_path / "run", "val")] == [True, True, None]
 
 
+def test_a_run_for_one_subset_is_chosen_by_it(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it was never taught gets worse meanwhile, and says nothing."""
+    scores = iter([(0.5, 0.9), (0.7, 0.1)])
+
+    def examined(*arguments: Any) -> tuple[list[dict[str, dict[str, float]]], dict[str, Any]]:
+        taught, other = next(scores)
+        return [{"t2w": {"WT": taught}, "t1c": {"WT": other}}], {}
+
+    monkeypatch.setattr(train, "examined", examined)
+    short = config(train__steps=2, train__validate_every=1, train__checkpoint_every=1, sampling={"subsets": "t2w"})
+    fit(short, store, tmp_path / "run", device="cpu")
+    assert state(tmp_path / "run", "best") == {"step": 2, "validation_mean_dice": 0.7}
+
+
 def test_a_run_says_where_it_comes_from(store: Store, done: Callable[[str], Path]) -> None:
     run = done("bf16, sgd")
     written, card = read_run(run)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from medmap.card import CARD_JSON, CARD_PICTURE, CARD_TEXT, ModelFolder
+from medmap.card import CARD_JSON, CARD_PICTURE, CARD_TEXT, ModelFolder, read_model
 from medmap.errors import CheckpointError
 from medmap.export.package import (
     LICENCE,
@@ -40,18 +40,21 @@ def export_folder(model: ModelFolder, out: Path, licence: str | None = None) -> 
             _write_member(fresh / name, run, model.which)
         if (summary := public_summary(model)) is not None:
             write_text(fresh / SUMMARY, json.dumps({**summary, "checkpoint": "best"}))
-            _copy_card(model.path, fresh)
+            _copy_card(model, fresh)
         use = "```sh\nmedmap predict --model THIS_FOLDER --t2f flair.nii.gz -o seg.nii.gz\n```"
         write_text(fresh / ABOUT, readme(model, "A model of medmap", use, text))
         write_text(fresh / LICENCE, text)
     return packed(out)
 
 
-def _copy_card(path: Path, fresh: Path) -> None:
-    """The robustness card, without the names of the data on which it was measured."""
+def _copy_card(model: ModelFolder, fresh: Path) -> None:
+    """The robustness card, without the names of the data on which it was measured, with the hashes of these files."""
+    path = model.path
     if (path / CARD_JSON).is_file():
         card = json.loads((path / CARD_JSON).read_text(encoding="utf-8"))
         card["measured"]["store"] = list(card["measured"]["store"].values())
+        if card["model"]["weights_sha256"] == model.weights_sha256:
+            card["model"]["weights_sha256"] = read_model(fresh).weights_sha256
         write_text(fresh / CARD_JSON, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
         for name in (CARD_TEXT, CARD_PICTURE):
             if (path / name).is_file():

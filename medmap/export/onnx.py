@@ -72,7 +72,7 @@ def export_onnx(model: ModelFolder, out: Path, licence: str | None = None) -> Pa
     with whole(out) as fresh:
         for name, run in members(model).items():
             networks[name] = load_network(run, model.which)
-            (fresh / name).mkdir(exist_ok=True)
+            (fresh / name).mkdir(parents=True, exist_ok=True)
             graphs[name] = record(networks[name])
             write_graphs(graphs[name], fresh / name)
             checked[name] = check(networks[name], fresh / name, _phantom_images(networks[name], run), str(run))

@@ -60,7 +60,9 @@ def members(model: ModelFolder) -> dict[str, Path]:
 def public_config(run: Path) -> Config:
     """A run's configuration without places of the machine that trained it."""
     config, _ = read_run(run)
-    return config.model_copy(update={"data": config.data.model_copy(update={"store": ""})})
+    split = config.data.split
+    split = Path(split).name if split.endswith(".json") else split
+    return config.model_copy(update={"data": config.data.model_copy(update={"store": "", "split": split})})
 
 
 def public_summary(model: ModelFolder) -> dict[str, Any] | None:

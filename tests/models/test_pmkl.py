@@ -6,15 +6,16 @@ import copy
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from medmap.align import AlignedSegmenter
+from medmap.align import AlignedSegmenter, build_segmenter
 from medmap.anchors import Uniform
-from medmap.config import Config
+from medmap.config import AlignConfig, Config, ModelConfig
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.criterion import DiceCE, total_loss
 from medmap.errors import ConfigError, InputError
@@ -428,3 +429,19 @@ def test_aligning_the_teacher_moves_it_in_its_own_half_alone(micro: str) -> None
     assert all(torch.equal(value, before[name]) for name, value in net.backbone.teacher.state_dict().items())
     trained(net, seen, kept, steps=2, progress=0.1)
     assert not all(torch.equal(value, before[name]) for name, value in net.backbone.teacher.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("model", "align", "told"),
+    [
+        ({"stem": "non_shared"}, {"anchor": "none"}, "model.stem: non_shared"),
+        ({}, {"anchor": "pstar", "fill": "kept"}, "align.fill: kept"),
+        ({}, {"anchor": "precision"}, "align.anchor: precision"),
+    ],
+)
+def test_what_would_move_a_frozen_teacher_or_dress_up_a_student_is_refused(
+    model: dict[str, Any], align: dict[str, Any], told: str
+) -> None:
+    settings = ModelConfig(name="pmkl", size="tiny", **model), AlignConfig(**align)
+    with pytest.raises(ConfigError, match=f"{told}: pmkl cannot have it, for its students learn from a teacher"):
+        build_segmenter(*settings, GLIOMA_MRI, 4)
