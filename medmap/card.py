@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -81,13 +81,13 @@ class ModelFolder:
 
     def expected(self, used: str, clean: bool) -> dict[str, Any] | None:
         """What held-out patients with these sequences had: Dice by region with its interval; None where nobody
-        measured, or other weights than the best were."""
+        measured, or other weights were."""
         try:
             summary = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         rows = {r["region"]: r for r in summary["rows"] if r["subset"] == used and r["metric"] == "dice"}
-        if not rows or self.which != "best":
+        if not rows or not self._measured(summary):
             return None
         kept = ("mean", "low", "high", "n", "p10", "p90")
         dice = {
@@ -96,6 +96,15 @@ class ModelFolder:
             if region in rows
         }
         return {"measured_on": summary.get("evaluated", ""), "sequences": used, "dice": dice}
+
+    def _measured(self, summary: Mapping[str, Any]) -> bool:
+        """Whether a summary is of these weights: the card beside it has their hashes; without one, names must do."""
+        try:
+            card = json.loads((self.path / CARD_JSON).read_text(encoding="utf-8"))
+            measured: dict[str, str] = card["model"]["weights_sha256"]
+        except (OSError, ValueError, KeyError):
+            return summary.get("checkpoint", "best") == self.which == "best"
+        return measured == self.weights_sha256
 
     def regions_below(self, least: float, used: str, clean: bool) -> dict[str, str]:
         """{region: why}: those that held-out patients with these sequences did not have at a mean Dice of ``least``.
@@ -149,6 +158,8 @@ def _percent(value: float | None) -> str:
 def choose_scheme(known: LabelScheme, asked: str | None = None) -> LabelScheme:
     """The codes of a mask: those asked for, else BraTS 2023's for a glioma model, else the model's own.
 
+    The regions are the model's own, whose names its measurements have.
+
     Raises InputError for a scheme whose classes the model does not know.
 
     >>> choose_scheme(SCHEMES["brats2021"]).name, choose_scheme(SCHEMES["brats2023"], "brats2021").codes["et"]
@@ -156,7 +167,7 @@ def choose_scheme(known: LabelScheme, asked: str | None = None) -> LabelScheme:
     """
     fitting = [name for name, scheme in SCHEMES.items() if scheme.same_classes(known)]
     if asked is None:
-        return SCHEMES[DEFAULT_LABELS] if DEFAULT_LABELS in fitting else known
+        return _as_told(SCHEMES[DEFAULT_LABELS], known) if DEFAULT_LABELS in fitting else known
     if asked == known.name:
         return known
     scheme = scheme_named(asked)
@@ -165,4 +176,8 @@ def choose_scheme(known: LabelScheme, asked: str | None = None) -> LabelScheme:
             f"labels {asked}: its classes are {', '.join(scheme.classes[1:])}; the model knows "
             f"{', '.join(known.classes[1:])}. Choose --labels {', '.join(dict.fromkeys([*fitting, known.name]))}"
         )
-    return scheme
+    return _as_told(scheme, known)
+
+
+def _as_told(scheme: LabelScheme, known: LabelScheme) -> LabelScheme:
+    return scheme if scheme.regions == known.regions else replace(scheme, regions=known.regions)

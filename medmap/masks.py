@@ -6,9 +6,12 @@ a data set that `medmap check` recognises, with segmentations.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from medmap.core.case import AFFINE_TOLERANCE_MM, Grid
 from medmap.core.labels import LabelScheme, scheme_named
@@ -19,6 +22,7 @@ from medmap.data.layouts import recognise
 from medmap.data.nifti import is_nifti, read_header, read_labels
 from medmap.errors import InputError
 from medmap.scores import Progress, Score, score_classes, write_scores
+from medmap.segment import record_path
 
 GIVEN = "given"
 
@@ -37,12 +41,15 @@ def score_folders(
     """Score a folder of masks against a folder of truths; returns the summary, and writes it into ``out`` if named.
 
     labels: scheme of the truth's codes, needed where the folder's names do not decide it; prediction_labels: of the
-    predictions' codes, the truth's where None
+    predictions' codes; where None what the JSON beside them says, or else the truth's
 
     Raises InputError where a case has no partner, grids differ (naming both files) or the scheme is undecided.
     """
     masks, (truths, scheme) = _masks(predictions), _truths(truth, labels)
-    theirs = scheme if prediction_labels is None else scheme_named(prediction_labels)
+    masks = {
+        case: masks[name] for case in truths if (name := case if case in masks else quote(case, safe=" ")) in masks
+    }
+    theirs = _scheme_of(masks.values(), scheme) if prediction_labels is None else scheme_named(prediction_labels)
     if not theirs.same_classes(scheme):
         raise InputError(f"label schemes {theirs.name} and {scheme.name} mean other classes and cannot be compared")
     missing = sorted(truths.keys() - masks.keys())
@@ -83,6 +90,28 @@ def _masks(folder: Path) -> dict[str, Path]:
     if not found:
         raise InputError(f"{folder}: no NIfTI file in it; expected ID.nii.gz or ID-seg.nii.gz")
     return found
+
+
+def _scheme_of(masks: Iterable[Path], usual: LabelScheme) -> LabelScheme:
+    """What the codes of masks mean: what medmap wrote beside them, the usual where nothing is.
+
+    Raises InputError where that differs between masks, or names a scheme that nobody knows.
+    """
+    named: dict[str, Path] = {}
+    for mask in masks:
+        try:
+            named[json.loads(record_path(mask).read_text(encoding="utf-8"))["labels"]["scheme"]] = mask
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    if not named or set(named) == {usual.name}:
+        return usual
+    if len(named) > 1:
+        found = ", ".join(f"{name} ({mask.name})" for name, mask in named.items())
+        raise InputError(
+            f"masks follow different label maps: {found}; make them again with one, or name it: --pred-labels"
+        )
+    (name,) = named
+    return scheme_named(name)
 
 
 def _truths(folder: Path, labels: str | None) -> tuple[dict[str, Path], LabelScheme]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -32,7 +32,7 @@ from medmap.core.labels import LabelScheme
 from medmap.core.witnesses import Witnesses
 from medmap.data.cases import CaseFiles
 from medmap.data.filenames import stem
-from medmap.data.nifti import write_mask
+from medmap.data.nifti import sha256, write_mask
 from medmap.errors import InputError
 from medmap.inputs import Inputs, read_inputs, read_patient
 from medmap.scale import Staged
@@ -195,6 +195,7 @@ class Segmenter(Staged[Task, dict[str, Any]]):
             "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         kind = np.dtype("float16" if self.probabilities is True else str(self.probabilities)) if wanted else None
+        _remove_earlier(read.task.mask, whole.regions)
         _write(read.task.mask, prediction, scheme, read.task.inputs.reference.path, record, self.regions, kind)
         return record
 
@@ -209,6 +210,36 @@ class Segmenter(Staged[Task, dict[str, Any]]):
 def record_path(mask: Path) -> Path:
     """The JSON beside a mask; of a mask named as in BIDS it is BIDS's sidecar."""
     return mask.with_name(f"{stem(mask)}{'' if stem(mask).endswith('_dseg') else '.medmap'}.json")
+
+
+def made_so(
+    model: ModelFolder,
+    scheme: LabelScheme,
+    abstain: float | None,
+    clean: bool,
+    regions: bool,
+    probabilities: bool,
+    mask: Path,
+    inputs: Inputs,
+) -> bool:
+    """Whether a mask that is there was made by this model from these very images with these options."""
+    images = inputs.files.images
+    try:
+        record = json.loads(record_path(mask).read_text(encoding="utf-8"))
+        by, labels, sequences = record["model"]["weights_sha256"], record["labels"]["scheme"], record["sequences"]
+        given = {*sequences["used"], *(name for name in sequences["ignored"] if name in model.modalities)}
+        if (by, labels, given, record["abstain"]) != (model.weights_sha256, scheme.name, set(images), abstain):
+            return False
+        if clean != (record["small_enhancing_tumour_dropped_below_ml"] is not None):
+            return False
+        for name, was in record["inputs"].items():
+            if (was["sha256"], was["resampled"]) != (sha256(images[name].path), name in inputs.moved):
+                return False
+        told = [region for region in scheme.regions if region not in record["left_out"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    beside = [region_path(mask, region) for region in told] if regions else []
+    return all(file.exists() for file in [*beside, *([probabilities_path(mask)] if probabilities else [])])
 
 
 # ---- writing --------------------------------------------------------------------------------------------------
@@ -255,6 +286,23 @@ def _volumes_ml(prediction: Prediction, scheme: LabelScheme) -> dict[str, float]
     return {region: round(int(mask.sum()) * voxel_ml, 3) for region, mask in masks.items()}
 
 
+def region_path(mask: Path, region: str) -> Path:
+    """The mask of one region beside a mask."""
+    return mask.with_name(f"{stem(mask)}-{region}.nii.gz")
+
+
+def probabilities_path(mask: Path) -> Path:
+    """The probabilities beside a mask."""
+    return mask.with_name(f"{stem(mask)}-probabilities.npz")
+
+
+def _remove_earlier(mask: Path, regions: Iterable[str]) -> None:
+    """What an earlier answer left beside its mask, which this one may not have."""
+    if record_path(mask).is_file():
+        for file in (*(region_path(mask, region) for region in regions), probabilities_path(mask)):
+            file.unlink(missing_ok=True)
+
+
 def _write(
     out: Path,
     prediction: Prediction,
@@ -269,11 +317,9 @@ def _write(
         out.parent.mkdir(parents=True, exist_ok=True)
         record_path(out).unlink(missing_ok=True)
         for region in scheme.regions if regions else ():
-            write_mask(
-                out.with_name(f"{stem(out)}-{region}.nii.gz"), scheme.region_mask(prediction.classes, region), like
-            )
+            write_mask(region_path(out, region), scheme.region_mask(prediction.classes, region), like)
         if kind is not None:
-            _write_probabilities(out.with_name(f"{stem(out)}-probabilities.npz"), prediction, kind)
+            _write_probabilities(probabilities_path(out), prediction, kind)
         write_mask(out, scheme.decode(prediction.classes), like)
         _write_text(record_path(out), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:

@@ -306,9 +306,20 @@ def test_a_folder_with_one_model_load(
     assert (list(again["done"]), again["skipped"]) == (["PHANTOM-00001-000"], [PATIENT, "PHANTOM-00002-000"])
     assert works(*words).splitlines()[-1] == f"{out}: 0 masks, 3 were there already"
     assert len(loads) == 2
-    assert "was not made by this model from these sequences with these options" in fails(*words, "--labels", "msd")
-    (data / PATIENT / f"{PATIENT}-t1c.nii.gz").unlink()
-    assert "was not made by this model from these sequences" in fails(*words)
+    for other in (
+        ("--labels", "msd"),
+        ("--raw",),
+        ("--regions",),
+        ("--probabilities", "float16"),
+        ("--abstain", "0.01"),
+    ):
+        assert "was not made by this model from these images with these options" in fails(*words, *other), other
+    image = data / PATIENT / f"{PATIENT}-t1c.nii.gz"
+    again = nib.load(image)
+    nib.save(nib.Nifti1Image(again.get_fdata() * 1.5, again.affine), image)  # registered anew, say
+    assert "was not made by this model from these images" in fails(*words)
+    image.unlink()
+    assert "was not made by this model from these images" in fails(*words)
     assert f"{out}: 3 masks" in works(*words, "--overwrite")
     assert (out / f"{PATIENT}.nii.gz").read_bytes() != first
 

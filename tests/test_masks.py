@@ -140,6 +140,31 @@ def test_codes_of_masks_and_truth_may_differ(truth: Path, moved: dict[str, NDArr
         score_folders(new, truth, prediction_labels="brats2024")
 
 
+def test_codes_are_those_that_medmap_wrote_beside_a_mask(
+    truth: Path, moved: dict[str, NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    expected = score_folders(write_masks(tmp_path / "new", truth, moved), truth)
+    msd, ours = SCHEMES["msd"], SCHEMES["brats2023"]
+    old = write_masks(tmp_path / "old", truth, {c: msd.decode(ours.encode(mask, c)) for c, mask in moved.items()})
+    for case in IDS:
+        (old / f"{case}.medmap.json").write_text(json.dumps({"labels": {"scheme": "msd"}}))
+    assert score_folders(old, truth)["rows"] == expected["rows"]
+    (old / f"{IDS[0]}.medmap.json").write_text(json.dumps({"labels": {"scheme": "brats2023"}}))
+    with pytest.raises(InputError, match=r"masks follow different label maps: brats2023 .*, msd .* --pred-labels"):
+        score_folders(old, truth)
+
+
+def test_names_that_medmap_wrote_encoded_are_read_so(tmp_path: Path) -> None:
+    case = "Müller+1"
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[4:8, 4:8, 4:8] = 2
+    for folder, name in (("truth", case), ("masks", "M%C3%BCller%2B1")):
+        (tmp_path / folder).mkdir()
+        write_volume(tmp_path / folder / f"{name}.nii.gz", labels, LPS)
+    found = score_folders(tmp_path / "masks", tmp_path / "truth", "brats2023")
+    assert entry_of(found["rows"], subset="given", region="WT", metric="dice")["mean"] == 1
+
+
 def test_a_case_without_a_mask_is_refused(truth: Path, moved: dict[str, NDArray[np.uint8]], tmp_path: Path) -> None:
     out = write_masks(tmp_path / "masks", truth, moved)
     (out / f"{IDS[1]}.nii.gz").rename(out / "other.nii.gz")

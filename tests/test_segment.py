@@ -213,6 +213,25 @@ def test_what_to_expect_is_the_row_of_the_sequences_that_were_used(
     assert read_model(run, "last").expected("t2w+t2f", True) is None
 
 
+def test_numbers_of_other_weights_are_not_told(measured_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(measured_run, tmp_path / "copy")
+    model = read_model(run)
+    (run / "card.json").write_text(json.dumps({"model": {"weights_sha256": model.weights_sha256}}))
+    assert read_model(run).expected("t2w+t2f", True) is not None
+    (run / "card.json").write_text(json.dumps({"model": {"weights_sha256": {".": "of the last checkpoint"}}}))
+    assert read_model(run).expected("t2w+t2f", True) is None
+
+
+def test_regions_of_an_earlier_answer_do_not_lie_beside_another(
+    images: dict[str, Path], predictor: Predictor, tmp_path: Path
+) -> None:
+    inputs, out = read_inputs({"t2f": images["t2f"]}), tmp_path / MASK
+    segment_case(predictor, inputs, out, regions=True, probabilities=True)
+    assert len(list(tmp_path.iterdir())) == 6
+    segment_case(predictor, inputs, out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["seg.medmap.json", MASK]
+
+
 def test_a_json_never_outlives_its_mask(images: dict[str, Path], tmp_path: Path) -> None:
     out = segment_case(Mirror(), read_inputs({"t2f": images["t2f"]}), tmp_path / MASK)  # type: ignore[arg-type]
     out.unlink()
@@ -397,6 +416,16 @@ def test_the_codes_of_a_mask() -> None:
         choose_scheme(glioma, "brats2024")
     with pytest.raises(InputError, match=r"'brats1999' is not known; expected one of brats2021"):
         choose_scheme(glioma, "brats1999")
+
+
+@pytest.mark.parametrize("asked", [None, "brats2021"])
+def test_a_mask_has_the_regions_of_its_model(asked: str | None) -> None:
+    parts = LabelScheme(
+        "dataset.json", ("background", "ncr", "ed", "et"), {"ncr": 3, "ed": 1, "et": 2}, {"ncr": ["ncr"]}
+    )
+    scheme = choose_scheme(parts, asked)
+    assert (scheme.name, scheme.codes) == (asked or "brats2023", SCHEMES[asked or "brats2023"].codes)
+    assert scheme.without({"ncr"})[0].tolist() == [0, 0, 0, 0]
 
 
 def test_a_model_is_known_by_its_card(tiny_run: Path, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def predict(
     from medmap.data.bids import write_dataset
     from medmap.data.colours import write_colours
     from medmap.inputs import read_inputs
-    from medmap.segment import Segmenter, Task
+    from medmap.segment import Segmenter, Task, made_so
 
     if abstain is not None and not 0 < abstain <= 1:
         raise typer.BadParameter(f"found {abstain:g}; expected a Dice between 0 and 1, as 0.7", param_hint="--abstain")
@@ -160,7 +160,8 @@ def predict(
         tasks = [Task(read_inputs(named, resample, known=known.modalities), out)]
         _refuse_overwriting_inputs(out, list(named.values()))
     else:
-        tasks, skipped, failed = _tasks_of(folder, out, known, scheme, resample, overwrite, bids, abstain)
+        same = partial(made_so, known, scheme, abstain, not raw, regions, probabilities is not None)
+        tasks, skipped, failed = _tasks_of(folder, out, known, same, resample, overwrite, bids)
     beforehand.room(out, sum(_bytes(task, scheme, regions, probabilities) for task in tasks), "the output")
     if dry_run:
         _say_tasks(tasks, skipped, failed, known)
@@ -228,13 +229,15 @@ def _tasks_of(
     folder: Path,
     out: Path,
     model: ModelFolder,
-    scheme: LabelScheme,
+    same: Callable[[Path, Inputs], bool],
     resample: bool,
     overwrite: bool,
     bids: bool,
-    abstain: float | None,
 ) -> tuple[list[Task], list[str], dict[str, str]]:
-    """Masks to be made, ids of those that are there, and {id: why} of cases that cannot be done."""
+    """Masks to be made, ids of those that are there, and {id: why} of cases that cannot be done.
+
+    same: whether a mask that is there is what this call would make of a patient
+    """
     from medmap.data.bids import mask_path, refuse_twins, sidecar
     from medmap.data.layouts import recognise
     from medmap.inputs import read_inputs
@@ -260,30 +263,15 @@ def _tasks_of(
             console.warn(f"left out {case.id}: {failed[case.id]}")
             continue
         if mask.exists() and not overwrite:
-            _refuse_other_mask(mask, inputs, model, scheme, abstain)
+            if not same(mask, inputs):
+                raise InputError(
+                    f"{mask}: is there, but was not made by this model from these images with these options; make it "
+                    "again with --overwrite, or name another folder with -o"
+                )
             skipped.append(case.id)
         else:
             tasks.append(Task(inputs, mask, sidecar(inputs.files.images.values(), folder) if bids else {}))
     return tasks, skipped, failed
-
-
-def _refuse_other_mask(
-    mask: Path, inputs: Inputs, model: ModelFolder, scheme: LabelScheme, abstain: float | None
-) -> None:
-    """Raises where a mask is there that this call would not have made."""
-    from medmap.segment import record_path
-
-    try:
-        record = json_format.loads(record_path(mask).read_text(encoding="utf-8"))
-        by, labels, used = record["model"]["weights_sha256"], record["labels"]["scheme"], record["sequences"]["used"]
-        made = by, labels, set(used), record["abstain"]
-    except (OSError, ValueError, KeyError, TypeError):
-        made = None
-    if made != (model.weights_sha256, scheme.name, set(inputs.files.images), abstain):
-        raise InputError(
-            f"{mask}: is there, but was not made by this model from these sequences with these options; make it again "
-            "with --overwrite, or name another folder with -o"
-        )
 
 
 def _bytes(task: Task, scheme: LabelScheme, regions: bool, probabilities: Kind | None) -> int:

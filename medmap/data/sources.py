@@ -19,8 +19,9 @@ def source_files(files: CaseFiles) -> dict[str, tuple[Path, int | None]]:
 
 
 def describe_sources(files: CaseFiles, root: Path) -> dict[str, dict[str, Any]]:
-    """{sequence or ``labels``: file, channel, bytes, mtime_ns, sha256}; a file of several volumes is hashed once.
+    """{sequence or ``labels``: file, channel, bytes, mtime_ns, ctime_ns, sha256}.
 
+    A file of several volumes is hashed once.
     Paths are relative to ``root`` where they lie below it. Raises InputError for a file that cannot be read.
     """
     found = source_files(files)
@@ -29,7 +30,7 @@ def describe_sources(files: CaseFiles, root: Path) -> dict[str, dict[str, Any]]:
 
 
 def same_sources(files: CaseFiles, sources: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether a case still has exactly these sources: size and time agree, or else size and SHA-256."""
+    """Whether a case still has exactly these sources: size and times agree, or else size and SHA-256."""
     found = source_files(files)
     if {name: channel for name, (_, channel) in found.items()} != {n: s["channel"] for n, s in sources.items()}:
         return False
@@ -45,6 +46,7 @@ def _facts(path: Path, root: Path) -> dict[str, Any]:
         "file": path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path),
         "bytes": stat.st_size,
         "mtime_ns": stat.st_mtime_ns,
+        "ctime_ns": stat.st_ctime_ns,
         "sha256": sha256(path),
     }
 
@@ -56,4 +58,6 @@ def _same_file(path: Path, source: Mapping[str, Any]) -> bool:
         return False
     if stat.st_size != source["bytes"]:
         return False
-    return stat.st_mtime_ns == source["mtime_ns"] or sha256(path) == str(source["sha256"])
+    # Two files that were exchanged keep their times of writing; the time of the change itself tells.
+    untouched = (stat.st_mtime_ns, stat.st_ctime_ns) == (source["mtime_ns"], source.get("ctime_ns"))
+    return untouched or sha256(path) == str(source["sha256"])

@@ -17,9 +17,11 @@ from numpy.testing import assert_array_equal
 from medmap.core.box import Box
 from medmap.core.labels import SCHEMES
 from medmap.data import store as store_module
+from medmap.data.cases import CaseFiles, ImageRef
 from medmap.data.layouts import DataFolder, read_case, recognise
 from medmap.data.nifti import write_volume
 from medmap.data.preprocess import prepare_case, restore
+from medmap.data.sources import describe_sources, same_sources
 from medmap.data.store import Store, write_store
 from medmap.errors import InputError
 
@@ -141,6 +143,21 @@ def test_a_case_interrupted_while_it_is_written_is_not_there(data, tmp_path, mon
     assert write_store(data, tmp_path / "store").skipped == (data.cases[0].id,)
     write_store(data, tmp_path / "whole")
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+def test_two_files_that_were_exchanged_are_noticed(tmp_path):
+    """As `mv` does it: uncompressed images have one size, those of one archive one time of writing, and keep both."""
+    one, two, spare = (tmp_path / name for name in ("t1n.nii", "t1c.nii", "spare"))
+    for path in (one, two):
+        path.write_bytes(path.name.encode())
+        os.utime(path, (1, 1))
+    files = CaseFiles("p", "p", "", {path.stem: ImageRef(path) for path in (one, two)}, None, "", None)
+    before = describe_sources(files, tmp_path)
+    assert same_sources(files, before)
+    one.rename(spare)
+    two.rename(one)
+    spare.rename(two)
+    assert not same_sources(files, before)
 
 
 def test_unchanged_cases_are_skipped_by_time_or_hash_and_changed_ones_made_anew(data, tmp_path):
