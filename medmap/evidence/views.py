@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from medmap.evidence.findings import MEAN, Outcome, effect, level
 from medmap.evidence.plan import ALL, FULL, MISSING, SINGLE, Arm
-from medmap.evidence.results import Result, Results
+from medmap.evidence.results import LEAK, Result, Results
 from medmap.figures.evidence import along, weight_panels
 from medmap.figures.latents import latent_map
 
