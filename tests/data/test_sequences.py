@@ -22,7 +22,7 @@ from medmap.data.sequences import NAMES, guess, kinds, likelier, numbers, order_
 from medmap.data.siblings import KINDS, Finding, findings, odd_values
 from medmap.data.views import View
 from medmap.errors import InputError
-from medmap.inputs import _examined, read_inputs
+from medmap.inputs import examine, read_inputs
 from medmap.phantom import Settings, simulate, write_phantoms
 
 SEEDS = (11, 12, 15)
@@ -265,14 +265,14 @@ def test_deep_checking_tells_and_headers_alone_do_not(exchanged: Path) -> None:
 def test_predicting_warns_and_refuses_what_would_mislead(exchanged: Path) -> None:
     (case,) = recognise(exchanged).cases
     inputs = read_inputs({name: case.images[name] for name in ("t2w", "t2f")})
-    (warning,) = _examined(inputs.files, inputs, brain=True)
+    (warning,) = examine(inputs, brain=True)
     assert "look exchanged" in warning
-    assert _examined(inputs.files, inputs, brain=False) == []
+    assert examine(inputs, brain=False) == []
     path = case.images["t2f"].path
     picture = nib.load(case.images["t2w"].path)
     nib.save(nib.Nifti1Image(2 * np.asarray(picture.dataobj), picture.affine), path)
     with pytest.raises(InputError, match="t2f is t2w once more"):
-        _examined(inputs.files, inputs, brain=True)
+        examine(inputs, brain=True)
 
 
 def test_copies_to_the_byte_are_told_once(exchanged: Path) -> None:
