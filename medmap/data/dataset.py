@@ -73,8 +73,8 @@ def draw_kept(
 ) -> NDArray[np.bool_]:
     """Bool[B M]: which of the seen modalities each sample may look at; never none.
 
-    answers: Bool[S M], the subsets that a network can answer, where these are not all; one of those that were seen is
-             drawn uniformly, or with ``full`` the largest. Without it:
+    answers: Bool[S M], the subsets that a network can answer, where these are not all; what follows then holds among
+             those of them that were seen, and a batch's one mask is sample 0's wherever it is one of these
 
     uniform:   every non-empty subset of what is seen has the same probability
     counts:    first how many (uniform over 1 … |seen|), then which
@@ -237,9 +237,23 @@ def _kept_of(
         possible = answers[~(answers & ~available).any(axis=1)]
         if not len(possible):
             raise InputError("a case has none of the subsets of sequences that this network answers; leave it out")
-        counts = possible.sum(axis=1)
-        kept[row] = possible[counts.argmax() if config.subsets == "full" else generator.integers(len(possible))]
+        kept[row] = possible[_one_of(possible.sum(axis=1), config, generator)]
+        if config.per == "batch" and (possible == kept[0]).all(axis=1).any():
+            kept[row] = kept[0]
     return kept
+
+
+def _one_of(sizes: NDArray[np.int64], config: SamplingConfig, generator: np.random.Generator) -> int:
+    """The number of one subset, of which only the sizes matter."""
+    keep = config.keep_probability
+    if config.subsets == "full" or (config.subsets == "bernoulli" and keep == 1):
+        return int(sizes.argmax())
+    if config.subsets == "counts":
+        return int(generator.choice(np.flatnonzero(sizes == generator.choice(np.unique(sizes)))))
+    if config.subsets == "bernoulli":
+        odds = (keep / (1 - keep)) ** (sizes - sizes.max() * (keep > 0.5))  # no power overflows
+        return int(generator.choice(sizes.size, p=odds / odds.sum()))
+    return int(generator.integers(sizes.size))
 
 
 def _with_margin(patch: Index3) -> Index3:

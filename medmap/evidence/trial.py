@@ -60,7 +60,7 @@ def prepare(data: Data, work: Path, places: Mapping[str, Path], *, tests_only: b
     """
     others = {other.name: _tested(other, work, places) for other in data.others}
     if isinstance(data, Patients):
-        return Stores(_patients(data, work, places), "", others)
+        return Stores(patients_store(data, work, places), "", others)
     if tests_only:
         return Stores(Path(), "", {"test": _tested(data, work, places)})
     learn = _phantoms(data, work, data.train + data.val, 2 * data.seed, data.missing)
@@ -74,7 +74,7 @@ def prepare(data: Data, work: Path, places: Mapping[str, Path], *, tests_only: b
 def _tested(data: Data, work: Path, places: Mapping[str, Path]) -> Path:
     """A store of which every case is a test case."""
     if isinstance(data, Patients):
-        return _patients(data, work, places)
+        return patients_store(data, work, places)
     return _phantoms(data, work, data.test, 2 * data.seed + 1, 0.0)
 
 
@@ -89,7 +89,7 @@ def _phantoms(data: Phantoms, work: Path, count: int, seed: int, missing: float)
     return place / "store"
 
 
-def _patients(data: Patients, work: Path, places: Mapping[str, Path]) -> Path:
+def patients_store(data: Patients, work: Path, places: Mapping[str, Path]) -> Path:
     if data.name not in places:
         raise InputError(
             f"the scans of {data.name} are in no place that is known; set MEDMAP_DATA to the folder that holds "

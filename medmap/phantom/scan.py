@@ -35,6 +35,9 @@ Matrix = NDArray[np.floating[Any]]
 
 PROPERTIES = ("pd", "t1_s", "t2_s", "t2star_s", "adc_mm2_s")
 
+FLOWING = ("blood", "artery", "portal_vein", "hepatic_vein")
+"""Tissues that leave the slice between the pulses of a spin echo."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -179,7 +182,7 @@ def _physical(
         measured = spin_echo(pd, t1, t2, timing.tr_s, timing.te_s)
     if timing.b_s_mm2:
         measured = diffusion(measured, timing.b_s_mm2, adc)
-    special = {"fat": timing.fat_left, "blood": timing.flow_left}
+    special = {"fat": timing.fat_left, **dict.fromkeys(FLOWING, timing.flow_left)}
     left = (special.get(name, 1.0) for name in relaxation)
     return {name: value * share for name, value, share in zip(relaxation, measured.tolist(), left, strict=True)}
 

@@ -384,6 +384,36 @@ def test_a_network_that_answers_few_subsets_is_asked_for_these_alone() -> None:
         draw_kept(np.array([[False, True, False, False]]), SamplingConfig(), np.random.default_rng(1), answers)
 
 
+def _drawn_of_three(count: int = 4000, **how: Any) -> list[int]:
+    """How often each of t1n, t2f, t1n+t1c+t2f was drawn, of patients who have all four."""
+    subsets = [ModalitySet(("t1n",)), ModalitySet(("t2f",)), ModalitySet(("t1n", "t1c", "t2f"))]
+    answers = np.array([subset.mask(GLIOMA_MRI) for subset in subsets])
+    kept = draw_kept(np.ones((count, 4), bool), SamplingConfig(**how), np.random.default_rng(1), answers)
+    return [int((kept == answer).all(axis=1).sum()) for answer in answers]
+
+
+def test_few_subsets_are_drawn_as_the_sampling_says() -> None:
+    uniform, counts, bernoulli = (np.array(_drawn_of_three(subsets=how)) for how in ("uniform", "counts", "bernoulli"))
+    for drawn, expected in ((uniform, (1 / 3, 1 / 3, 1 / 3)), (counts, (1 / 4, 1 / 4, 1 / 2))):
+        assert drawn / 4000 == pytest.approx(expected, abs=0.04)
+    assert bernoulli / 4000 == pytest.approx(uniform / 4000, abs=0.04)  # a fair coin
+    odds = np.array([0.9 * 0.1**3, 0.9 * 0.1**3, 0.9**3 * 0.1])
+    often = np.array(_drawn_of_three(subsets="bernoulli", keep_probability=0.9))
+    assert often / 4000 == pytest.approx(odds / odds.sum(), abs=0.02)
+    assert _drawn_of_three(100, subsets="bernoulli", keep_probability=1.0) == [0, 0, 100]
+    assert sum(_drawn_of_three(100, subsets="bernoulli", keep_probability=1 - 1e-12)) == 100
+    assert sorted(_drawn_of_three(100, per="batch")) == [0, 0, 100]
+
+
+def test_a_batch_has_one_of_few_subsets_where_all_can_answer_it() -> None:
+    answers = np.array([[True, True, True, False], [True, False, False, False]])
+    seen = np.array([[True] * 4, [True, True, False, True], [True] * 4])
+    for seed in range(20):
+        kept = draw_kept(seen, SamplingConfig(per="batch"), np.random.default_rng(seed), answers)
+        assert (kept[0] == kept[2]).all()
+        assert (kept[1] == answers[1]).all()
+
+
 # --- one subset for all -----------------------------------------------------------------------------------------------
 
 

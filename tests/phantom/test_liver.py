@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -21,7 +22,7 @@ from medmap.phantom.abdomen import Abdomen, ellipsoid, smax, smin
 from medmap.phantom.liver import LIVER, PHASES, PLACING_MM, PLACING_SHAPE
 from medmap.phantom.organ import Body
 from medmap.phantom.patient import Patient, draw_patient, stream
-from medmap.phantom.scan import signals
+from medmap.phantom.scan import FLOWING, signals
 from medmap.phantom.simulate import Settings, grid_of, render, simulate
 from medmap.phantom.space import Lattice
 from medmap.phantom.vessels import Tubes, branching, tube_share
@@ -266,6 +267,21 @@ def test_lesions_and_fluid_are_bright_in_t2_and_lesions_in_diffusion_where_fat_i
     assert all(each["fluid"] > each["lesion"] > 1 for each in t2)
     assert all(each["lesion"] > max(1, 2 * each["fat"]) for each in dwi)
     assert np.median([each["fat"] for each in dwi]) < 0.7
+
+
+def test_blood_flows_out_of_the_slice_between_the_pulses_of_a_spin_echo() -> None:
+    for seed in range(20):
+        patient = draw_patient(seed, "liver")
+        scan = patient.scans["t2w"]
+        still = replace(scan, timing=replace(scan.timing, flow_left=1.0))
+        moving, resting = (
+            signals(each, patient.field_t, patient.relaxation, patient.agent_mmol_l, randomised=0.0)
+            for each in (scan, still)
+        )
+        changed = {name for name in resting if moving[name] != resting[name]}
+        assert changed == {name for name, kind in LIVER.tissues.items() if kind == "blood"} <= set(FLOWING)
+        for name in changed:
+            assert moving[name] == pytest.approx(scan.timing.flow_left * resting[name])
 
 
 # ---- images ------------------------------------------------------------------------------------------------------
