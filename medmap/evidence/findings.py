@@ -80,8 +80,8 @@ def table(seeds: Sequence[Sequence[Result]], outcome: Outcome, having: bool = Fa
         column: dict[str, list[float]] = {}
         for row in rows:
             there = [r for r in wanted if not having or r.removesuffix(CLEANED) in row.present]
-            values = [row.dice.get((subset, region), np.nan) for subset in subsets for region in there]
-            column.setdefault(row.case, []).append(float(np.mean(values)) if values else np.nan)
+            dice = [row.dice.get((subset, region), np.nan) for subset in subsets for region in there]
+            column.setdefault(row.case, []).append(float(np.mean(dice)) if dice else np.nan)
             patients[row.case] = row.patient
         columns.append({case: float(np.mean(folds)) for case, folds in column.items()})
     cases = list(patients)
@@ -194,8 +194,8 @@ def verdict(found: Effect) -> str:
 # ---- the page ----------------------------------------------------------------------------------------------------
 
 
-def page(results: Results, command: str, pictures: Sequence[str]) -> str:
-    """A study's page in Markdown: question, verdict, figures, tables, how to run it again."""
+def page(results: Results, command: str, pictures: Sequence[tuple[str, str]]) -> str:
+    """A study's page in Markdown: question, verdict, figures (file, title), tables, how to run it again."""
     study = results.study
     lines = [
         f"# {study.name}",

@@ -92,7 +92,9 @@ def _rows(file: Path) -> tuple[Scored, ...]:
     columns = [(subset, region) for subset, _, region in (name.partition(":") for name in head[4:])]
     return tuple(
         Scored(
-            *line[:3],
+            line[0],
+            line[1],
+            line[2],
             tuple(filter(None, line[3].split("+"))),
             {column: float(score) for column, score in zip(columns, line[4:], strict=True) if score},
         )

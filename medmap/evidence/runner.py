@@ -18,7 +18,7 @@ from medmap.data.store import Store
 from medmap.errors import InputError, MedmapError
 from medmap.evidence.plan import Patients, Study, Trial
 from medmap.evidence.results import RUNS, Result, read_result, write_result
-from medmap.evidence.trial import Stores, carry_out, prepare
+from medmap.evidence.trial import Stores, carry_out, patients_store, prepare
 from medmap.scale import spread
 
 ROOM_GB = 2.0
@@ -45,7 +45,7 @@ def refuse_other_data(trials: Sequence[Trial], out: Path, work: Path, places: Ma
         then = {str(result.facts["store_sha256"]): result for result in found if result and result.rows}
         if not then or data.name not in places:
             continue
-        now = Store(prepare(data, work, places).learn).sha256
+        now = Store(patients_store(data, work, places)).sha256
         other = next((result for digest, result in then.items() if digest != now), None)
         if other is not None:
             raise InputError(

@@ -218,7 +218,7 @@ def _latents(trial: Trial, run: Path, cases: Sequence[tuple[Store, str]], device
     if len(shown) < LEAST_CASES:
         return {}
     network = load_network(run)
-    deepest_first = [*reversed(network.backbone.strides), *([STEM] if network.stem is not None else [])]
+    deepest_first = [*reversed([*network.backbone.strides]), *([STEM] if network.stem is not None else [])]
     levels = list(dict.fromkeys([*trial.config.align.levels, *deepest_first]))
     found = latent_numbers(run, shown, levels=levels, device=str(resolve_device(device)))
     for number, level in enumerate(found["levels"].values()):

@@ -51,7 +51,7 @@ def weights_over_steps(results: Results) -> Figure:
 
 def _of_level(row: Mapping[str, Any]) -> Mapping[str, float]:
     """The weights of the first aligned level."""
-    return next(value for key, value in row.items() if key != "step")  # type: ignore[no-any-return]
+    return next(value for key, value in row.items() if key != "step")
 
 
 def last_weights(results: Results) -> Iterator[str]:

@@ -119,12 +119,16 @@ class UHVED(nn.Module):
         return Decoded(cropped(self.decoder(samples), encoded.size), {}, losses)
 
     def _reconstruction(self, samples: Sequence[Tensor], encoded: Encoded) -> Float[Tensor, ""]:
-        """Mean squared error over the brain of every seen sequence; 0 where no image has any."""
+        """Mean squared error over the brain of every sequence that was seen itself; 0 where no image has any."""
         assert encoded.seen is not None
+        own = encoded.seen
+        for level, filled in encoded.filled.items():
+            if level not in self.strides:  # behind a stem, an image that an anchor put there is nobody's
+                own = own & ~filled
         made = torch.cat([decoder(samples) for decoder in self.image_decoders], dim=1)
         # Detached: a stem could otherwise learn to make images that are easy to reconstruct.
         images = stacked(encoded.context, self.modalities)[:, :, 0].detach()
-        brain = (images != 0) & encoded.seen[:, :, None, None, None]
+        brain = (images != 0) & own[:, :, None, None, None]
         errors = torch.where(brain, cropped(made, encoded.size).float() - images, 0)
         voxels = averaged(brain.sum().float()).clamp(min=1 / processes())
         return averaged(errors.square().sum()) / voxels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -426,6 +427,21 @@ def test_what_an_anchor_fills_in_is_one_more_expert(net: UHVED) -> None:
     mean, log_var = Gaussian.split(encoded.levels["x2"]["t1c"], dim=1)
     trust = (-log_var).exp()
     torch.testing.assert_close(decoded[0], trust * mean / (3 + trust), **CLOSE)
+
+
+def test_an_image_that_an_anchor_put_behind_a_stem_is_not_reconstructed(net: UHVED) -> None:
+    net.train()
+    whole, given = mask("t1n+t1c+t2f"), images(1)
+
+    def loss(second: float, filled: dict[str, Tensor]) -> float:
+        torch.manual_seed(0)
+        encoded = net.encode(given, whole)
+        shown = {**given, "t1c": given["t1c"] + second}
+        return net.decode(replace(encoded, context=shown, filled=filled), whole).losses["reconstruction"].item()
+
+    assert loss(3.0, {"stem": mask("t1c")}) == loss(0.0, {"stem": mask("t1c")})
+    assert loss(3.0, {"x2": mask("t1c")}) > loss(0.0, {"x2": mask("t1c")})  # filled deeper, it is still the image
+    assert loss(3.0, {}) > loss(0.0, {})
 
 
 # --- it learns -------------------------------------------------------------------------------------------------------
