@@ -121,6 +121,12 @@ class AlignedSegmenter(nn.Module):
         return stem_alone and self.backbone.separable
 
     @property
+    def uses_dropped(self) -> bool:
+        """Whether training asks for the latents of what was dropped: an anchor does, or a backbone's own losses."""
+        leaks = self.stem is not None and self.stem.leaks
+        return bool(self.anchors) or leaks or bool(trait(self.backbone, "uses_dropped"))
+
+    @property
     def blinkered(self) -> bool:
         """Whether a joint T mixes the sequences, so that it may see, and makes latents of, what is kept alone."""
         return self.stem is not None and not self.stem.separable and not self.stem.leaks
@@ -185,9 +191,7 @@ class AlignedSegmenter(nn.Module):
     def forward(self, images: Tensor, seen: Tensor, kept: Tensor) -> Output:
         """One training pass over images [B M X Y Z] with masks Bool[B M]."""
         named = {name: images[:, m : m + 1] for m, name in enumerate(self.modalities)}
-        # Without an anchor nobody asks for the latents of what was dropped, but a backbone whose own losses do.
-        leaks = self.stem is not None and self.stem.leaks
-        visible = seen if self.anchors or leaks or trait(self.backbone, "uses_dropped") else kept
+        visible = seen if self.uses_dropped else kept
         encoded = self.encode(named, visible, kept)
         present = kept if self.blinkered else visible
         latents = {level: stacked(encoded.levels[level], self.modalities) for level in self.anchors}

@@ -183,7 +183,7 @@ def _step_s(
     times = []
     for step in range(steps):
         began = time.perf_counter()
-        batch = training_batch([case], modalities, part, step, device)
+        batch = training_batch([case], modalities, part, step, device, dropped=network.uses_dropped)
         with autocast(device, precision):
             loss, *_ = lesson(batch.images, batch.seen, batch.kept, batch.target)
         optimizer.zero_grad(set_to_none=True)

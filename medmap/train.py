@@ -154,10 +154,11 @@ def _batches(config: Config, train: Patients, state: State, where: torch.device)
     answers = answers_asked(config, state.network.backbone.supported_subsets(), train)
     share = config.train.batch_size // processes()
     rows = slice(rank() * share, (rank() + 1) * share)
+    dropped = state.network.uses_dropped
 
     def batch_of(step: int) -> Batch:
         train.expect(step, config.train.batch_size, config.seed)
-        return training_batch(train, train.modalities, config, step, where, answers, rows)
+        return training_batch(train, train.modalities, config, step, where, answers, rows, dropped)
 
     # A batch is made while the step before it runs, where a core has nothing else to do: two teams of threads on the
     # same cores hinder each other more than the batch takes.

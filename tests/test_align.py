@@ -292,6 +292,18 @@ def test_the_voxels_of_an_absent_sequence_move_no_logit_no_loss_and_no_gradient(
 
 
 @setups
+def test_where_what_was_dropped_is_not_used_it_need_not_be_there(stem: str, align: dict) -> None:
+    net = segmenter(stem, **align).train()
+    assert net.uses_dropped == (align["anchor"] != "none")
+    if net.uses_dropped:
+        return
+    with torch.no_grad():
+        whole, part = (net(batch, ALL, KEPT) for batch in (images(), images() * KEPT[:, :, None, None, None]))
+    assert torch.equal(whole.logits, part.logits)
+    assert whole.losses == part.losses
+
+
+@setups
 def test_what_is_encoded_once_may_be_decoded_for_every_subset(stem: str, align: dict) -> None:
     """What evaluation does: encode everything, decode the kept; the same as never having had the rest."""
     net = segmenter(stem, **align).eval()

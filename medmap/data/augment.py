@@ -126,12 +126,11 @@ def apply_draw(
     new_target = target.new_empty(target.shape[0], *size)
     with torch.autocast(images.device.type, enabled=False):  # matrix products in bf16 would round the images
         for b, present in enumerate(seen.tolist()):
-            new_images[b], new_target[b] = place(images[b], target[b], what.placements[b], size)
-            for m, steps in enumerate(what.scans[b]):
-                if not present[m]:
-                    new_images[b, m].zero_()
-                elif steps:
-                    new_images[b, m] = _chain(new_images[b, m], steps)
+            there = [m for m, seen_here in enumerate(present) if seen_here]
+            placed, new_target[b] = place(images[b, there], target[b], what.placements[b], size)
+            new_images[b] = 0
+            for image, m in zip(placed, there, strict=True):
+                new_images[b, m] = _chain(image, what.scans[b][m])
     return new_images, new_target
 
 
@@ -235,6 +234,8 @@ def _grid(placement: Placement, start: Iterable[int], size: Index3, source: Inde
 
 
 def _sample(volumes: Float[Tensor, "C X Y Z"], grid: Float[Tensor, "x y z 3"]) -> Float[Tensor, "C x y z"]:
+    if not len(volumes):
+        return grid.new_empty(0, *grid.shape[:3])
     # One plane of the patch per batch entry: on a CPU grid_sample divides its work over the batch only.
     planes = grid[:, None].to(volumes.dtype)
     shared = volumes.expand(len(planes), *volumes.shape)

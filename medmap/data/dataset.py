@@ -101,11 +101,14 @@ def training_batch(
     device: torch.device,
     answers: NDArray[np.bool_] | None = None,
     rows: slice = ALL_ROWS,
+    dropped: bool = True,
 ) -> Batch:
     """The batch of one step: cases, crops, subsets and augmentation all follow from (seed, step).
 
     answers: Bool[S M], the subsets that the network can answer, where these are not all
     rows:    those to make; the others are drawn as well, since each crop follows from the cases before it
+    dropped: whether the network looks at images that are seen and not kept; where it does not, they are zeros, which
+             takes less time, and all others are as they were
     """
     train = config.train
     chosen = [cases[i] for i in cases_of_step(len(cases), train.batch_size, config.seed, step)]
@@ -114,19 +117,27 @@ def training_batch(
     windows = [_around(draw_crop(case, train, generator), size) for case in chosen]
     seen = np.array([[name in case.images for name in modalities] for case in chosen])
     kept = draw_kept(seen, config.sampling, random_stream(config.seed, SUBSET, step), answers)
-    images, target = stack_windows(chosen[rows], windows[rows], modalities, device)
+    made = (seen if dropped else kept)[rows]
+    images, target = stack_windows(chosen[rows], windows[rows], modalities, device, made)
     seen_tensor, kept_tensor = (torch.from_numpy(mask[rows]).to(device) for mask in (seen, kept))
     if config.augment.enabled:
         draws = torch.Generator().manual_seed(int(random_stream(config.seed, AUGMENT, step).integers(2**62)))
         what = draw(config.augment, len(chosen), len(modalities), draws).of(rows)
-        images, target = apply_draw(images, target, seen_tensor, what, train.patch)
+        images, target = apply_draw(images, target, torch.from_numpy(made), what, train.patch)
     return Batch(images, seen_tensor, kept_tensor, target, tuple(case.id for case in chosen[rows]))
 
 
 def stack_windows(
-    cases: Sequence[Prepared], windows: Sequence[Box], modalities: ModalitySet, device: torch.device
+    cases: Sequence[Prepared],
+    windows: Sequence[Box],
+    modalities: ModalitySet,
+    device: torch.device,
+    wanted: NDArray[np.bool_] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Images [B M X Y Z] in float32 and targets Int64[B X Y Z] cut out of prepared patients; zeros where unseen."""
+    """Images [B M X Y Z] in float32 and targets Int64[B X Y Z] cut out of prepared patients; zeros where unseen.
+
+    wanted: Bool[B M], the images to cut, if not all
+    """
     shape = windows[0].shape
     images = np.zeros((len(cases), len(modalities), *shape), np.float32)
     target = np.zeros((len(cases), *shape), np.int64)
@@ -134,7 +145,7 @@ def stack_windows(
         assert case.labels is not None
         target[row] = case.labels.window(window)
         for column, name in enumerate(modalities):
-            if name in case.images:
+            if name in case.images and (wanted is None or wanted[row, column]):
                 images[row, column] = case.images[name].window(window)
     return _moved(images, device), _moved(target, device)
 

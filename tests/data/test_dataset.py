@@ -253,6 +253,16 @@ def test_a_batch_is_a_function_of_seed_and_step(prepared: list[Prepared], augmen
     assert len({tuple(map(tuple, batch(7, step).kept.tolist())) for step in range(4)}) > 1
 
 
+@pytest.mark.parametrize("augmented", [True, False])
+def test_without_what_was_dropped_a_batch_is_otherwise_the_same(prepared: list[Prepared], augmented: bool) -> None:
+    for step in range(6):
+        settings = config(augment={"enabled": augmented})
+        whole, part = (training_batch(prepared, GLIOMA_MRI, settings, step, CPU, dropped=d) for d in (True, False))
+        assert equal(part._replace(images=whole.images), whole)
+        assert torch.equal(part.images, whole.images * whole.kept[:, :, None, None, None])
+        assert part.images.abs().sum() < whole.images.abs().sum() or whole.kept.all()
+
+
 def test_shapes_and_types_are_those_that_a_network_takes(prepared: list[Prepared]) -> None:
     settings = config(train={"patch": [16, 24, 8], "batch_size": 3})
     images, seen, kept, target, ids = training_batch(prepared, GLIOMA_MRI, settings, 0, CPU)
