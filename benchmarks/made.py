@@ -37,8 +37,8 @@ def patient(spacing_mm: float = 1.0) -> Prepared:
 def network(name: str, size: str, *, plain: bool = False) -> AlignedSegmenter:
     """Four sequences, four classes, no alignment.
 
-    plain: as a network lies in memory unless somebody moves it, and every sequence encoded, dropped or not, as published
-           training loops do, which mask what they need not have computed
+    plain: as a network lies in memory unless somebody moves it; and every sequence is encoded, dropped or not, as in
+           published training loops, which mask afterwards
     """
     torch.manual_seed(0)
     found = build_segmenter(ModelConfig(name=name, size=size), AlignConfig(anchor="none"), GLIOMA_MRI, 4)

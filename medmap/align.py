@@ -78,7 +78,7 @@ class AlignedSegmenter(nn.Module):
     fill:     none | kept | seen, see `AlignConfig`
 
     >>> from medmap.core.modality import GLIOMA_MRI
-    >>> net = build_segmenter(ModelConfig(size="tiny"), AlignConfig(levels=("x4",)), GLIOMA_MRI, classes=4)
+    >>> net = build_segmenter(ModelConfig(size="tiny"), AlignConfig(anchor="pstar"), GLIOMA_MRI, classes=4)
     >>> seen = torch.ones(2, 4, dtype=torch.bool)
     >>> out = net(torch.randn(2, 4, 16, 16, 16), seen, torch.tensor([[True, False, False, False]]).expand(2, 4))
     >>> out.logits.shape, sorted(out.losses)

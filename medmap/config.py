@@ -111,10 +111,10 @@ FILLING = ("pstar", "pk", "uniform", "precision", "gated")
 class AlignConfig(_Section):
     """MedMAP: which latents are pulled to which anchor, and how hard.
 
-    anchor:        none; pstar (learned mixture P*); pk (fixed modality P^k); pn (standard normal P^N); uniform;
-                   precision (Gaussian latents weighted by their precision); moments (of channels, not voxels);
-                   ema (moments remembered over the training); gated (a mixture by the case);
-                   lckd (L1 to the modality that is best on validation)
+    anchor:        none, which no other was seen to beat (docs/results.md); pstar (learned mixture P*); pk (fixed
+                   modality P^k); pn (standard normal P^N); uniform; precision (Gaussian latents weighted by their
+                   precision); moments (of channels, not voxels); ema (moments remembered over the training); gated
+                   (a mixture by the case); lckd (L1 to the modality that is best on validation)
     fixed:         the modality k of ``pk``
     levels:        names of the latents that are aligned, as the backbone offers them (and ``stem``); the deepest where
                    none is named
@@ -126,7 +126,7 @@ class AlignConfig(_Section):
     scale_at_test: the published form: at test, features are also multiplied by their weight
     """
 
-    anchor: Literal["none", "pstar", "pk", "pn", "uniform", "precision", "moments", "ema", "gated", "lckd"] = "pstar"
+    anchor: Literal["none", "pstar", "pk", "pn", "uniform", "precision", "moments", "ema", "gated", "lckd"] = "none"
     fixed: str | None = None
     levels: tuple[str, ...] = ()
     alpha: Annotated[float, Field(ge=0)] = 0.1
@@ -136,7 +136,7 @@ class AlignConfig(_Section):
     scale_at_test: bool = False
 
     @model_validator(mode="after")
-    def _fixed_needs_a_name(self) -> AlignConfig:
+    def _fits_together(self) -> AlignConfig:
         if (self.anchor == "pk") != (self.fixed is not None):
             raise ValueError("anchor pk needs `fixed: MODALITY`, and only pk takes it")
         if self.fill != "none" and self.anchor not in FILLING:
@@ -148,6 +148,9 @@ class AlignConfig(_Section):
             raise ValueError(f"detach is of anchors that latents are mixed into; found anchor: {self.anchor}")
         if self.scale_at_test and self.anchor in ("precision", "moments", "ema", "gated", "lckd"):
             raise ValueError(f"scale_at_test is of the published anchors; {self.anchor} has no weights to scale by")
+        if self.model_fields_set and "anchor" not in self.model_fields_set:
+            found = ", ".join(sorted(self.model_fields_set))
+            raise ValueError(f"{found} of no anchor does nothing; name one, such as anchor: pstar")
         return self
 
 
@@ -309,7 +312,7 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     Raises ConfigError for a file that cannot be read or is not YAML, and for every wrong key or value, with the
     nearest key that exists.
 
-    >>> load_config(None, ["train.steps=10", "model=unet", "align.alpha=1e-2"]).train.steps
+    >>> load_config(None, ["train.steps=10", "model=unet", "align=pstar"]).train.steps
     10
     """
     tree: dict[str, Any] = {}

@@ -97,6 +97,7 @@ BRATS_SPLITS = {"2018": "brats2018-list1", "2020": "brats2020"}
 
 TINY_RECIPE = (
     "model.size=tiny",
+    "align.anchor=pstar",
     "align.levels=[x4]",
     "data.val_fraction=0",
     "train.steps=2",

@@ -24,7 +24,7 @@ def build_run(run: Path, modalities: Sequence[str] = GLIOMA, patients: int = 12,
     """Everything a run can hold. What a test wants absent, it deletes."""
     run.mkdir(parents=True)
     config: dict[str, Any] = {"name": "pstar-x5", "seed": 1, "data": {"store": "stores/made-up", "folds": 3}}
-    tree = {**config, "align": {"levels": ["x5"]}, "model": {"name": "unet", "size": "base"}}
+    tree = {**config, "align": {"anchor": "pstar", "levels": ["x5"]}, "model": {"name": "unet", "size": "base"}}
     (run / "config.yaml").write_text(parse_config(tree).to_yaml(), encoding="utf-8")
     cases = [f"Case-{index:05d}" for index in range(patients)]
     write_json(run / "env.json", environment())

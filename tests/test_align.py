@@ -62,7 +62,7 @@ def _micro(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def segmenter(stem: str = "none", **align: object) -> AlignedSegmenter:
     """A network whose weights have left their start, so that gates and mixtures are no plain means."""
     model = ModelConfig(size="micro", stem=stem)
-    align = {"levels": ("x2",) if stem == "none" else ("stem", "x2"), **align}
+    align = {"anchor": "pstar", "levels": ("x2",) if stem == "none" else ("stem", "x2"), **align}
     torch.manual_seed(0)
     net = build_segmenter(model, AlignConfig(**align), THREE, classes=3)
     with torch.no_grad():
@@ -230,7 +230,7 @@ def test_the_published_weights_start_with_a_negative_one_seven_times_in_eight() 
 
 
 def test_ratio_is_an_option_and_softmax_the_default() -> None:
-    default, ratio = AlignConfig(), AlignConfig(weights="ratio")
+    default, ratio = AlignConfig(anchor="pstar"), AlignConfig(anchor="pstar", weights="ratio")
     assert type(build_anchor(default, THREE)) is LearnedMixture
     published = build_anchor(ratio, THREE)
     assert type(published) is RatioMixture
@@ -522,7 +522,7 @@ def test_weights_are_told_by_name() -> None:
 
 def test_the_published_stem_can_be_asked_for() -> None:
     model = ModelConfig(size="micro", stem="joint", stem_published=True)
-    net = build_segmenter(model, AlignConfig(levels=("stem",)), GLIOMA_MRI, classes=4)
+    net = build_segmenter(model, AlignConfig(anchor="pstar", levels=("stem",)), GLIOMA_MRI, classes=4)
     assert net.stem is not None
     assert sum(p.numel() for p in net.stem.parameters()) == 880
 

@@ -33,7 +33,7 @@ from medmap.errors import CheckpointError, InputError
 from medmap.run import ModelCard, checkpoint_folder, find_runs, is_finished, read_run, write_run, write_text
 
 CARD = ModelCard(GLIOMA_MRI, SCHEMES["brats2021"], 2.0)
-CONFIG = parse_config({"model": {"size": "tiny"}, "align": {"levels": ["x4"]}, "train": {"lr": 0.003}})
+CONFIG = parse_config({"model": {"size": "tiny"}, "align": "pstar", "train": {"lr": 0.003}})
 
 
 @pytest.fixture

@@ -366,7 +366,7 @@ def test_what_cannot_be_predicted(tiny_run: Path, tiny_phantoms: Path, image: Pa
     ("key", "told"),
     [
         ("model=mmfomer", "did you mean mmformer"),
-        ("align.levels=[xx1]", "unet base has no level 'xx1'; did you mean x1"),
+        ("align={anchor: pstar, levels: [xx1]}", "unet base has no level 'xx1'; did you mean x1"),
     ],
 )
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])

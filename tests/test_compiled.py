@@ -65,7 +65,7 @@ def test_a_graph_gives_the_probabilities_of_the_network_for_every_size_and_subse
 
 
 def test_a_graph_fills_what_is_missing_as_the_network_does() -> None:
-    network = made(align=AlignConfig(levels=("x4", "x2"), fill="kept"))
+    network = made(align=AlignConfig(anchor="pstar", levels=("x4", "x2"), fill="kept"))
     given = images(PAIR, 16, 24, 16)
     torch.testing.assert_close(torch.from_numpy(Compiled(network, "fp32")(given)), by_torch(network, given), **CLOSE)
 

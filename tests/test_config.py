@@ -78,7 +78,7 @@ def test_an_unknown_key_is_told_with_the_nearest(tree: dict, message: str) -> No
         ({"train": {"lr": "fast"}}, r"train\.lr: .*number.*\(found 'fast'\)"),
         ({"train": {"patch": [64, 64]}}, r"train\.patch\.2: "),
         ({"train": {"optimizer": "lion"}}, r"train\.optimizer: .*'adamw', 'adam' or 'sgd'.*\(found 'lion'\)"),
-        ({"align": {"alpha": -1}}, r"align\.alpha: .*\(found -1\)"),
+        ({"align": {"anchor": "pstar", "alpha": -1}}, r"align\.alpha: .*\(found -1\)"),
         ({"align": {"anchor": "p"}}, r"align\.anchor: .*'pstar'"),
         ({"align": {"anchor": "pk"}}, r"align: anchor pk needs `fixed: MODALITY`"),
         ({"align": {"fixed": "t1c"}}, r"align: anchor pk needs .*only pk takes it"),
@@ -169,7 +169,7 @@ def test_what_is_written_is_read_again(
         {
             "name": name,
             "train": {"steps": steps, "lr": lr},
-            "align": {"alpha": alpha, "levels": levels},
+            "align": {"anchor": "pstar", "alpha": alpha, "levels": levels},
             "data": {"modalities": modalities},
             "model": {"loss_weights": {"kd": 0.5}},
         }

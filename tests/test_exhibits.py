@@ -37,10 +37,10 @@ from medmap.train import fit
 
 IDS = [ID.format(number) for number in range(4)]
 STEMS = {
-    "separable": ("model.size=tiny", "align.levels=[x4]"),
+    "separable": ("model.size=tiny", "align=pstar"),
     "no anchor": ("model.size=tiny", "align.anchor=none"),
-    "private stem": ("model.size=tiny", "model.stem=non_shared", "align.levels=[stem]"),
-    "joint stem": ("model.size=tiny", "model.stem=joint", "align.levels=[stem, x2]"),
+    "private stem": ("model.size=tiny", "model.stem=non_shared", "align.anchor=pstar", "align.levels=[stem]"),
+    "joint stem": ("model.size=tiny", "model.stem=joint", "align.anchor=pstar", "align.levels=[stem, x2]"),
 }
 
 

@@ -83,9 +83,12 @@ def test_graphs_of_every_backbone_say_what_torch_says_for_every_subset(name: str
 @pytest.mark.parametrize(
     ("align", "model"),
     [
-        ({"levels": ["x4", "x2"], "fill": "kept"}, {}),
-        ({"levels": ["x3"], "fill": "kept", "weights": "ratio", "scale_at_test": True}, {"stem": "non_shared"}),
-        ({"levels": ["stem"], "fill": "kept"}, {"stem": "non_shared"}),
+        ({"anchor": "pstar", "levels": ["x4", "x2"], "fill": "kept"}, {}),
+        (
+            {"anchor": "pstar", "levels": ["x3"], "fill": "kept", "weights": "ratio", "scale_at_test": True},
+            {"stem": "non_shared"},
+        ),
+        ({"anchor": "pstar", "levels": ["stem"], "fill": "kept"}, {"stem": "non_shared"}),
         (PLAIN, {"stem": "joint"}),
     ],
     ids=["filled", "scaled", "filled stem", "joint stem"],

@@ -99,7 +99,7 @@ def test_before_is_what_the_report_calls_untrained(tmp_path: Path) -> None:
     """Where the brain fills whole cells, the mean of the octants is the mean that exhibits pool."""
     brain = Box((8, 8, 8), (24, 40, 24))
     full = [patient(number, brain=brain) for number in range(3)]
-    run = written(tmp_path, "model.size=tiny", "align.levels=[x4]")
+    run = written(tmp_path, "model.size=tiny", "align=pstar")
     exhibited = pooled_latents(run, full)
     found = latent_numbers(run, full, levels=["x4"], components=1)["levels"]["x4"]
     ours = read_latents(untrained_network(run), full, ["x4"])["x4"].clouds.points.reshape(12, -1, 8).mean(axis=2)

@@ -41,13 +41,16 @@ STRIDE = 8
 
 NETWORKS: dict[str, tuple[ModelConfig, AlignConfig]] = {
     "plain": (TINY, AlignConfig(anchor="none")),
-    "filled": (TINY, AlignConfig(levels=("x4", "x2"), fill="kept")),
-    "private stem": (ModelConfig(size="tiny", stem="non_shared"), AlignConfig(levels=("stem",))),
-    "filled stem": (ModelConfig(size="tiny", stem="enhanced"), AlignConfig(levels=("stem",), fill="kept")),
-    "joint stem": (ModelConfig(size="tiny", stem="joint"), AlignConfig(levels=("stem",))),
+    "filled": (TINY, AlignConfig(anchor="pstar", levels=("x4", "x2"), fill="kept")),
+    "private stem": (ModelConfig(size="tiny", stem="non_shared"), AlignConfig(anchor="pstar", levels=("stem",))),
+    "filled stem": (
+        ModelConfig(size="tiny", stem="enhanced"),
+        AlignConfig(anchor="pstar", levels=("stem",), fill="kept"),
+    ),
+    "joint stem": (ModelConfig(size="tiny", stem="joint"), AlignConfig(anchor="pstar", levels=("stem",))),
     "published": (
         ModelConfig(size="tiny", stem="joint", stem_published=True),
-        AlignConfig(levels=("stem",), fill="seen", weights="ratio", scale_at_test=True),
+        AlignConfig(anchor="pstar", levels=("stem",), fill="seen", weights="ratio", scale_at_test=True),
     ),
 }
 SEPARABLE = ("plain", "filled", "private stem")

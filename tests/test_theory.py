@@ -70,7 +70,7 @@ def test_a_prior_that_follows_the_images_can_always_be_met(z: float, w: float) -
 
 def test_smaller_latents_are_cheaper_and_decode_to_the_same() -> None:
     """What is decoded is normalised first, so that a tenth of the latents costs a hundredth and changes no answer."""
-    network = tiny_network(ModelConfig(size="tiny"), AlignConfig(levels=("x4",)))
+    network = tiny_network(ModelConfig(size="tiny"), AlignConfig(anchor="pstar", levels=("x4",)))
     for fusion in network.backbone.fusions.values():
         for score in fusion.scores.values():
             torch.nn.init.zeros_(score.weight)  # as they begin

@@ -374,7 +374,7 @@ def test_training_with_absent_sequences_lowers_the_loss(net: ACN) -> None:
     given, seen, kept, target = batch()
     segmenter = AlignedSegmenter(net, None, {"private": LearnedMixture(3)})
     optimizer = torch.optim.Adam(segmenter.parameters(), lr=1e-2)
-    config = weighing().model_copy(update={"align": AlignConfig(alpha=2.0)})
+    config = weighing().model_copy(update={"align": AlignConfig(anchor="pstar", alpha=2.0)})
     history = []
     for step in range(40):
         segmenter.at_progress(step / 40)
