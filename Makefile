@@ -27,6 +27,7 @@ docs: $(STAMP)
 # ONLY=metrics: what has that word in its name.
 bench: $(STAMP)
 	$(VENV)/bin/python -m pytest -c benchmarks/pytest.ini --rootdir benchmarks benchmarks -k '$(ONLY)' --benchmark-json benchmarks/latest.json
+	$(if $(ONLY),,$(VENV)/bin/python benchmarks/memory.py)
 
 # The constraints file is what keeps a second torch out.
 $(STAMP): pyproject.toml constraints.txt

@@ -150,7 +150,7 @@ class AlignConfig(_Section):
             raise ValueError(f"scale_at_test is of the published anchors; {self.anchor} has no weights to scale by")
         if self.model_fields_set and "anchor" not in self.model_fields_set:
             found = ", ".join(sorted(self.model_fields_set))
-            raise ValueError(f"{found} of no anchor does nothing; name one, such as anchor: pstar")
+            raise ValueError(f"{found} of no anchor: nothing would be aligned; name one, such as anchor: pstar")
         return self
 
 

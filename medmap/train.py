@@ -149,6 +149,13 @@ def _begun(
     return state
 
 
+def _aside(where: torch.device) -> None:
+    """A thread beside the training: it takes one core, and the process's own GPU, which else would be the first."""
+    torch.set_num_threads(1)
+    if where.index is not None and where.type == "cuda":
+        torch.cuda.set_device(where)
+
+
 def _batches(config: Config, train: Patients, state: State, where: torch.device) -> Iterator[Batch]:
     """This process's rows of the batch of every step that is left."""
     answers = answers_asked(config, state.network.backbone.supported_subsets(), train)
@@ -163,7 +170,7 @@ def _batches(config: Config, train: Patients, state: State, where: torch.device)
     # A batch is made while the step before it runs, where a core has nothing else to do: two teams of threads on the
     # same cores hinder each other more than the batch takes.
     spare = where.type != "cpu" or torch.get_num_threads() * processes_here() < (os.cpu_count() or 1)
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as ahead:
+    with ThreadPoolExecutor(1, initializer=_aside, initargs=(where,)) as ahead:
         coming: Future[Batch] | None = None
         for step in range(state.step, config.train.steps):
             asked = time.perf_counter()

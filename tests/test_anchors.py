@@ -666,4 +666,4 @@ def test_detached_only_each_latent_moves_and_the_loss_is_the_same(name: str) -> 
 def test_detached_is_refused_where_nothing_is_mixed() -> None:
     with pytest.raises(ConfigError, match="detach is of anchors that latents are mixed into; found anchor: pk"):
         load_config(None, ["align.anchor=pk", "align.fixed=t1c", "align.detach=true"])
-    assert build_anchor(AlignConfig(detach=True), ModalitySet(("a", "b"))).detached
+    assert build_anchor(AlignConfig(anchor="pstar", detach=True), ModalitySet(("a", "b"))).detached

@@ -84,6 +84,8 @@ def test_an_unknown_key_is_told_with_the_nearest(tree: dict, message: str) -> No
         ({"align": {"fixed": "t1c"}}, r"align: anchor pk needs .*only pk takes it"),
         ({"align": {"anchor": "pn", "fill": "kept"}}, r"align: fill: kept needs an anchor made of the modalities"),
         ({"align": {"anchor": "none", "fill": "seen"}}, r"align: fill: seen needs an anchor"),
+        ({"align": {"alpha": 1, "levels": ["x1"]}}, r"align: alpha, levels of no anchor: .* anchor: pstar"),
+        ({"align": {"detach": True}}, r"align: detach is of anchors that latents are mixed into; found anchor: none"),
         ({"data": {"folds": 3, "fold": 3}}, r"data: fold 3 of 3 folds: expected 0 … 2"),
         ({"augment": {"scale": [1.4, 0.7]}}, r"augment: scale: .*1\.4, 0\.7\].*low ≤ high"),
         ({"model": {"stem": "shared"}}, r"model\.stem: .*'non_shared'"),

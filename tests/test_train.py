@@ -37,7 +37,7 @@ from medmap.data.store import Store
 from medmap.errors import CheckpointError
 from medmap.run import read_log, read_run
 from medmap.state import fresh
-from medmap.train import examined, fit, full_and_missing, learning_rate, over_patients
+from medmap.train import _aside, examined, fit, full_and_missing, learning_rate, over_patients
 
 GLIOMA = SCHEMES["brats2023"]
 SETTINGS: dict[str, Config] = {
@@ -423,3 +423,13 @@ def test_a_stem_that_mixes_is_watched_where_it_may_look(
     assert not torch.equal(batches[0].seen, batches[0].kept)
     assert len(masks) == len(levels)
     assert all(torch.equal(found, getattr(batches[0], mask)) for found in masks)
+
+
+def test_a_thread_beside_the_training_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's current device is a thread's own, and the first where nobody says which."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    for name in ("cuda:1", "cuda", "cpu"):
+        _aside(torch.device(name))
+    assert chosen == [torch.device("cuda:1")]
