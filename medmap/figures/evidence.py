@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def weight_panels(panels: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -
         ax.axhline(1 / len(names), color=INK, linestyle=(0, (4, 3)), linewidth=1.2)
         spread = max(abs(w - 1 / len(names)) for log in seeds for row in log for w in row["weights"].values())
         ax.set_ylim(1 / len(names) - max(1.2 * spread, 0.05), 1 / len(names) + max(1.2 * spread, 0.05))
-        ax.set(title=arm, xlabel="optimiser step", ylabel="weight (no unit)")
+        ax.set(title=fill(arm, 28), xlabel="optimiser step", ylabel="weight (no unit)")
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
     keys = [ax.plot([], [], color=HUES[j % 8])[0] for j in range(len(names))]
