@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -46,7 +47,7 @@ WORKERS = 2
 PHYSICAL = [(seed, 0.0) for seed in range(700000, 700160)]
 RANDOMISED = [(seed, 0.5) for seed in range(710000, 710120)]
 RIDGE = 0.03
-ORDER_RIDGE = 0.03
+ORDER_RIDGE = 0.003
 
 Numbers = NDArray[np.float64]
 
@@ -104,7 +105,7 @@ def inverted(view: View) -> View:
 def fit() -> None:
     """From phantoms to the coefficients."""
     write_zones()
-    with ProcessPoolExecutor(WORKERS, get_context("spawn"), alone_on_its_core) as pool:
+    with ProcessPoolExecutor(WORKERS, get_context("spawn"), alone_on_its_core, (os.getpid(),)) as pool:
         found = list(pool.map(samples, PHYSICAL + RANDOMISED))
     rows = [row for mine, _ in found for row in mine]
     x, y = np.array([row for _, row in rows]), np.array([KINDS.index(name) for name, _ in rows])
@@ -307,7 +308,7 @@ def _of(case: Case, number: int) -> dict[str, bool]:
 def measure(data: Path | None, count: int, last: bool) -> None:
     """Print the tables; the patients that nobody looked at are opened where ``last`` says so."""
     groups: dict[str, list[dict[str, bool]]] = {}
-    with ProcessPoolExecutor(WORKERS, get_context("spawn"), alone_on_its_core) as pool:
+    with ProcessPoolExecutor(WORKERS, get_context("spawn"), alone_on_its_core, (os.getpid(),)) as pool:
         if data is not None:
             cases = [case for part in ("ssa-2mm", "brats2021-2mm") for case in recognise(data / part).cases]
             looked_at = [case for case in cases if "SSA" not in case.id or case.id.split("-")[2] in DEVELOPMENT]

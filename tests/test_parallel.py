@@ -142,7 +142,7 @@ def test_every_network_trains_as_alone_and_srun_may_start_it(store: Path, tmp_pa
     levels = {"pmkl": "x4", "acn": "private", "mmformer": "x4", "rfnet": "x4", "uhved": "x4"}
     short = {"train__steps": 2, "train__batch_size": 4, "train__optimizer": "sgd", "data__val_fraction": 0}
     chosen = {
-        name: config(model={"name": name, "size": "tiny"}, align={"levels": [level]}, **short)
+        name: config(model={"name": name, "size": "tiny"}, align={"anchor": "pstar", "levels": [level]}, **short)
         for name, level in levels.items()
     }
     chosen["mmformer"] = config(model={"name": "mmformer", "size": "tiny"}, **short, train__patch=[32, 32, 32])

@@ -302,3 +302,11 @@ def test_real_patients_are_left_alone_and_exchanged_names_found(real_data: Path)
         assert found(views) == []
         for one, two in (("t1n", "t1c"), ("t2w", "t2f")):
             assert found(views | {one: views[two], two: views[one]}) == [("named", min(one, two))]
+
+
+def test_the_measurement_can_be_repeated() -> None:
+    script = Path(__file__).parents[2] / "scripts" / "sequences.py"
+    done = subprocess.run([sys.executable, script, "measure", "--count", "1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| copy, unchanged | 1 of 1 (100 %) |" in done.stdout
+    assert "| t1n+t1c+t2w+t2f | 1 of 1 (100 %) |" in done.stdout

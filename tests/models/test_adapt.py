@@ -223,8 +223,8 @@ def test_the_recipe_trains_it_and_a_predictor_loads_it(
     tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(BACKBONES, "mine", adapt(Encoder, Coarse, levels=TWO))
-    settings = "model=mine align.levels=[x2] data.val_fraction=0 train.steps=1 train.batch_size=1 train.precision=fp32"
-    config = load_config(None, [*settings.split(), "train.patch=[16, 16, 16]"])
+    settings = "model=mine align=pstar align.levels=[x2] data.val_fraction=0 train.steps=1 train.batch_size=1"
+    config = load_config(None, [*settings.split(), "train.precision=fp32", "train.patch=[16, 16, 16]"])
     store = medmap.Store(tiny_store)
     medmap.fit(config, store, tmp_path / "run", device="cpu")
     predictor = medmap.Predictor.load(tmp_path / "run", device="cpu")
