@@ -47,7 +47,7 @@ WORKERS = 2
 PHYSICAL = [(seed, 0.0) for seed in range(700000, 700160)]
 RANDOMISED = [(seed, 0.5) for seed in range(710000, 710120)]
 RIDGE = 0.03
-ORDER_RIDGE = 0.003
+ORDER_RIDGE = 0.03
 
 Numbers = NDArray[np.float64]
 

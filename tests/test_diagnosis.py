@@ -324,7 +324,8 @@ def test_a_run_warns_of_an_alpha_that_is_far_too_large_and_of_no_other(tmp_path:
     store = patients(tmp_path, 5, seed=5)
     schedule = {"steps": 40, "lr": 5e-3, "validate_every": 20, "checkpoint_every": 20, "log_every": 2}
     recipe = {f"train__{key}": value for key, value in schedule.items()}
-    strong, mild = (config(align={"anchor": "pstar", "levels": ["x3", "x4"], "alpha": alpha}, **recipe) for alpha in (100, 0.1))
+    aligned = {"anchor": "pstar", "levels": ["x3", "x4"]}
+    strong, mild = (config(align={**aligned, "alpha": alpha}, **recipe) for alpha in (100, 0.1))
     fit(mild, store, tmp_path / "mild", device="cpu")
     assert rows(tmp_path / "mild", "warning") == []
     with pytest.raises(Interrupted):

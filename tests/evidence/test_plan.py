@@ -70,7 +70,8 @@ def test_other_data_are_another_trial(other: Phantoms | Patients) -> None:
 
 
 def test_folds_and_seeds_are_trials_and_shared_ones_are_run_once() -> None:
-    arms = (Arm("a", ("align=none",)), Arm("b", ("align=none",), against="a"), Arm("c", ("align=pstar", "seed=0"), seeds=1))
+    alone = Arm("c", ("align=pstar", "seed=0"), seeds=1)
+    arms = (Arm("a", ("align=none",)), Arm("b", ("align=none",), against="a"), alone)
     study = Study("s", "?", "", Patients("p", folds=3), arms, seeds=2)
     assert [len(seed) for seed in study.trials(arms[0])] == [3, 3]
     assert len(study.trials(arms[2])) == 1
