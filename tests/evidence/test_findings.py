@@ -28,7 +28,11 @@ from medmap.evidence.tables import latex, markdown, subset_rows
 SUBSETS = [str(subset) for subset in GLIOMA_MRI.subsets()]
 REGIONS = ("WT", "TC", "ET")
 STUDY = Study(
-    "made-up", "Does it?", "About it.", Phantoms("p", test=12), (Arm("none", ("align=none",)), Arm("P*", ("align=pstar",), "none"))
+    "made-up",
+    "Does it?",
+    "About it.",
+    Phantoms("p", test=12),
+    (Arm("none", ("align=none",)), Arm("P*", ("align=pstar",), "none")),
 )
 
 
