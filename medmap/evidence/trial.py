@@ -90,6 +90,7 @@ def _phantoms(data: Phantoms, work: Path, count: int, seed: int, missing: float)
 
 
 def patients_store(data: Patients, work: Path, places: Mapping[str, Path]) -> Path:
+    """The store of these patients: the one that lies in their place, or one that is made of the cases there."""
     if data.name not in places:
         raise InputError(
             f"the scans of {data.name} are in no place that is known; set MEDMAP_DATA to the folder that holds "
@@ -218,7 +219,7 @@ def _latents(trial: Trial, run: Path, cases: Sequence[tuple[Store, str]], device
     if len(shown) < LEAST_CASES:
         return {}
     network = load_network(run)
-    deepest_first = [*reversed([*network.backbone.strides]), *([STEM] if network.stem is not None else [])]
+    deepest_first = [*reversed(list(network.backbone.strides)), *([STEM] if network.stem is not None else [])]
     levels = list(dict.fromkeys([*trial.config.align.levels, *deepest_first]))
     found = latent_numbers(run, shown, levels=levels, device=str(resolve_device(device)))
     for number, level in enumerate(found["levels"].values()):
