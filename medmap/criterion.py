@@ -88,7 +88,7 @@ def total_loss(output: Output, target: Tensor, criterion: DiceCE, config: Config
     for name, (weight, supervised) in reduce(or_, gathered(wanted)).items():
         if supervised:
             logits, rows = _supervised(output, name)
-            counted = slice(None) if rows is None else rows
+            counted = slice(None) if rows is None or bool(rows.all()) else rows
             terms[name] = criterion(logits[counted], target[counted])
         else:
             term = output.losses.get(name)

@@ -95,7 +95,7 @@ class Conv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         padding = cast(Sequence[int], self.padding)  # a string is taken by no network here
-        if self.padding_mode != "zeros":
+        if self.padding_mode != "zeros" and any(padding):
             x = F.pad(x, [n for size in reversed(padding) for n in (size, size)], mode=self.padding_mode)
             padding = (0, 0, 0)
         return conv3d(x, self.weight, self.bias, self.stride, padding)

@@ -52,8 +52,9 @@ of the box that all sequences share.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 
 import torch
@@ -62,7 +63,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmap.core.modality import ModalitySet
-from medmap.models.backbone import Auxiliary, Decoded, Encoded, columns, encode_rows, stacked
+from medmap.models.backbone import Auxiliary, Decoded, Encoded, all_true, columns, masks_are_free, stacked
 from medmap.models.blocks import LeakyReLU, cropped, encode_separately, instance_norm, size_named
 from medmap.models.convolution import Conv3d, Head
 
@@ -114,7 +115,7 @@ class MMFormer(nn.Module):
         self.separate = _Decoder(shape, classes)
         self.bottleneck = _Bottleneck(modalities, shape)
         self.fusions = nn.ModuleDict(
-            {level: _fusion(len(modalities) * c, c, shape.light and level == "x1") for level, c in channels.items()}
+            {level: _Fusion(len(modalities), c, shape.light and level == "x1") for level, c in channels.items()}
         )
         self.fused = _Decoder(shape, classes)
         self.deep = nn.ModuleDict({level: Head(c, classes) for level, c in channels.items() if level != "x1"})
@@ -128,35 +129,42 @@ class MMFormer(nn.Module):
     def encode(self, images: Mapping[str, Tensor], seen: Bool[Tensor, "B M"]) -> Encoded:
         return encode_separately(self.encoders, images, seen, self.modalities, self.strides)
 
+    def digest(self, level: str, name: str, latent: Tensor) -> Tensor:
+        """x1 … x4: a modality's share of a fusion's first convolution; x5: its tokens on their grid."""
+        if level == "x5":
+            return self.bottleneck.within(name, latent)
+        return self.fusions[level].of_one(latent, self.modalities.names.index(name))
+
     def decode(self, encoded: Encoded, kept: Bool[Tensor, "B M"]) -> Decoded:
-        fused = {
-            level: fusion(self._side_by_side(level, encoded.levels[level], encoded.present(level, kept)))
-            for level, fusion in self.fusions.items()
-        }
+        fused = {level: self._fused(level, encoded, encoded.present(level, kept)) for level in self.strides}
         logits, decoded = self.fused(fused)
         auxiliary = {}
         if self.training:
             auxiliary = {**self._separate(encoded, kept), **self._deep({**decoded, "x5": fused["x5"]}, encoded)}
         return Decoded(cropped(logits, encoded.size), auxiliary, {})
 
-    def _side_by_side(self, level: str, latents: Latents, present: Tensor) -> Float[Tensor, "B MC x y z"]:
-        """One level of all modalities as channels, 0 where there is none; the coarsest has passed the transformers."""
+    def _fused(self, level: str, encoded: Encoded, present: Tensor) -> Float[Tensor, "B C x y z"]:
+        """f_l of the modalities that are present."""
+        rows = dict(columns(present, self.modalities))
+        parts = {name: encoded.digest(self, level, name) for name in rows}
+        fusion = self.fusions[level]
         if level == "x5":
-            joined: Tensor = self.bottleneck(latents, present)
+            joined: Tensor = fusion(self.bottleneck(parts, present))
             return joined
-        return stacked(latents, self.modalities).where(_over_volume(present), 0.0).flatten(1, 2)
+        shares: Tensor = fusion.of_shares([_where(rows[name], part) for name, part in parts.items()])
+        return shares
 
     def _separate(self, encoded: Encoded, kept: Tensor) -> dict[str, Auxiliary]:
         """Each modality's own answer, where its latents are still its own: seen, and nothing filled in."""
-        usable = list(columns(encoded.own(kept), self.modalities))
-        logits, _ = self.separate(
-            {level: torch.cat([encoded.levels[level][name][rows] for name, rows in usable]) for level in self.strides}
-        )
-        parts = torch.split(cropped(logits, encoded.size), [int(rows.sum()) for _, rows in usable])
-        return {
-            f"separate/{name}": Auxiliary(_on_rows(part, rows), rows)
-            for (name, rows), part in zip(usable, parts, strict=True)
-        }
+        found = {}
+        for name, rows in columns(encoded.own(kept), self.modalities):
+            own = {level: encoded.levels[level][name] for level in self.strides}
+            if all_true(rows):
+                logits, _ = self.separate(own)
+            else:
+                logits = _on_rows(self.separate({level: x[rows] for level, x in own.items()})[0], rows)
+            found[f"separate/{name}"] = Auxiliary(cropped(logits, encoded.size), rows)
+        return found
 
     def _deep(self, decoded: Latents, encoded: Encoded) -> dict[str, Auxiliary]:
         """The coarser levels' own answers, at full resolution."""
@@ -176,8 +184,11 @@ class _Normalise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = instance_norm(x)
-        norm = torch.linalg.vector_norm(y.detach(), dim=(2, 3, 4), keepdim=True, dtype=torch.float32)
+        with torch.autocast(x.device.type, enabled=False):  # which would make a copy in float32
+            norm = torch.linalg.vector_norm(y.detach(), dim=(2, 3, 4), keepdim=True).float()
         varied: Tensor = norm.square() > 1e-3 * y[0, 0].numel()
+        if x.device.type == "cpu" and not masks_are_free() and bool(varied.all()):
+            return y
         return y * varied
 
 
@@ -190,13 +201,6 @@ def _bare(before: int, channels: int, kernel: int = 3, stride: int = 1) -> nn.Co
     return Conv3d(before, channels, kernel, stride=stride, padding=kernel // 2, padding_mode="reflect")
 
 
-def _fusion(before: int, channels: int, light: bool) -> nn.Module:
-    """From all modalities' channels to one modality's number of them."""
-    if light:
-        return _conv(before, channels, 1)
-    return nn.Sequential(_conv(before, channels, 1), _conv(channels, channels), _conv(channels, channels, 1))
-
-
 def _up(x: Tensor, factor: int = 2) -> Tensor:
     return F.interpolate(x, scale_factor=float(factor), mode="trilinear", align_corners=True)
 
@@ -207,8 +211,39 @@ def _on_rows(some: Float[Tensor, "b *rest"], rows: Bool[Tensor, " B"]) -> Float[
     return some.new_zeros((len(rows), *some.shape[1:])).index_copy(0, index, some)
 
 
-def _over_volume(mask: Bool[Tensor, "B M"]) -> Bool[Tensor, "B M 1 1 1 1"]:
-    return mask[:, :, None, None, None, None]
+def _where(rows: Bool[Tensor, " B"], x: Float[Tensor, "B C x y z"]) -> Float[Tensor, "B C x y z"]:
+    """0 in the samples that are not to be looked at."""
+    return x if all_true(rows) else x.where(rows[:, None, None, None, None], 0.0)
+
+
+class _Fusion(nn.Module):
+    """From all modalities' channels to one modality's number of them.
+
+    Its first convolution is of 1³ and follows a normalisation, so that it is a sum over modalities:
+
+        W act(IN [x_1 … x_M]) + b = Σ_j W_j act(IN x_j) + b                 IN of what is absent, 0, is 0
+    """
+
+    def __init__(self, modalities: int, channels: int, light: bool) -> None:
+        super().__init__()
+        self.first = _conv(modalities * channels, channels, 1)
+        self.rest = nn.Sequential(*([] if light else [_conv(channels, channels), _conv(channels, channels, 1)]))
+
+    def forward(self, joined: Float[Tensor, "B MC x y z"]) -> Float[Tensor, "B C x y z"]:
+        out: Tensor = self.rest(self.first(joined))
+        return out
+
+    def of_one(self, x: Float[Tensor, "B C x y z"], index: int) -> Float[Tensor, "B C x y z"]:
+        """A modality's summand W_j act(IN x_j)."""
+        normalise, act, conv = self.first
+        channels = x.shape[1]
+        return F.conv3d(act(normalise(x)), conv.weight[:, index * channels : (index + 1) * channels])
+
+    def of_shares(self, shares: Sequence[Float[Tensor, "B C x y z"]]) -> Float[Tensor, "B C x y z"]:
+        """The same as of [x_1 … x_M], from the summands."""
+        *_, conv = self.first
+        out: Tensor = self.rest(reduce(torch.add, shares) + conv.bias[:, None, None, None])
+        return out
 
 
 class _Encoder(nn.Module):
@@ -298,24 +333,26 @@ class _Bottleneck(nn.Module):
         self.inter = _Transformer(shape)
         self.leave = nn.Conv3d(count * shape.width, count * channels, 1)
 
-    def forward(self, latents: Latents, present: Bool[Tensor, "B M"]) -> Float[Tensor, "B MC x y z"]:
-        x, y, z = next(iter(latents.values())).shape[2:]
-        usable = list(columns(present, self.modalities))
-        positions = {name: _tokens(_on_grid(self.positions[name], (x, y, z))) for name, _ in usable}
-        own = [self._within(name, latents[name], positions[name], rows) for name, rows in usable]
-        attended = torch.stack([rows for _, rows in usable], dim=1)[..., None].expand(-1, -1, x * y * z).flatten(1)
-        across = self.inter(torch.cat(own, dim=1), torch.cat(list(positions.values()), dim=1), attended)
-        across = across.where(attended[:, :, None], 0.0)
+    def within(self, name: str, x5: Float[Tensor, "B C x y z"]) -> Float[Tensor, "B D x y z"]:
+        """One modality's tokens, through its own transformer and back on their grid."""
+        x, y, z = x5.shape[2:]
+        own = self.intra[name](_tokens(self.enter[name](x5)), self._positions(name, (x, y, z)))
+        return _grid(own, (x, y, z))
+
+    def forward(self, within: Latents, present: Bool[Tensor, "B M"]) -> Float[Tensor, "B MC x y z"]:
+        x, y, z = next(iter(within.values())).shape[2:]
+        usable = dict(columns(present, self.modalities))
+        own = torch.cat([_tokens(within[name]) for name in usable], dim=1)
+        positions = torch.cat([self._positions(name, (x, y, z)) for name in usable], dim=1)
+        attended = torch.stack(list(usable.values()), dim=1)[..., None].expand(-1, -1, x * y * z).flatten(1)
+        across = self.inter(own, positions, attended).where(attended[:, :, None], 0.0)
         parts = across.unflatten(1, (len(usable), -1)).unbind(dim=1)
-        grids = {name: _grid(part, (x, y, z)) for (name, _), part in zip(usable, parts, strict=True)}
+        grids = {name: _grid(part, (x, y, z)) for name, part in zip(usable, parts, strict=True)}
         joined: Tensor = self.leave(stacked(grids, self.modalities).flatten(1, 2))
         return joined
 
-    def _within(self, name: str, x5: Tensor, positions: Tensor, rows: Tensor) -> Float[Tensor, "B N D"]:
-        """One modality's tokens through its own transformer, in the samples that have it."""
-        return encode_rows(
-            lambda some: {"tokens": self.intra[name](_tokens(self.enter[name](some)), positions)}, x5, rows
-        )["tokens"]
+    def _positions(self, name: str, size: tuple[int, int, int]) -> Float[Tensor, "1 N D"]:
+        return _tokens(_on_grid(self.positions[name], size))
 
 
 class _Transformer(nn.Module):

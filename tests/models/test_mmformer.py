@@ -140,11 +140,16 @@ def test_every_token_returns_to_its_own_place_in_its_own_modality(
     latents = {name: torch.randn(2, 8, 2, 3, 4) for name in THREE}
     present = mask(ALL, "t1c")
     expected = stacked(latents, THREE) * present[:, :, None, None, None, None]
-    joined = net.bottleneck(latents, present)
+    joined = net.bottleneck(within(net, latents), present)
     torch.testing.assert_close(joined, expected.flatten(1, 2), **CLOSE)
     tokens = torch.cat([mmformer._tokens(z) for z in expected.unbind(1)], dim=1)
     published = tokens.view(2, 2, 3, 4, 3 * 8).permute(0, 4, 1, 2, 3)
     assert not torch.allclose(published[:1], joined[:1], atol=1.0)
+
+
+def within(net: MMFormer, latents: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each modality's tokens after its own transformer."""
+    return {name: net.bottleneck.within(name, z) for name, z in latents.items()}
 
 
 def unmasked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,8 +180,18 @@ def test_modalities_do_attend_to_each_other(net: MMFormer) -> None:
     nn.init.eye_(net.bottleneck.leave.weight.data.flatten(1))
     latents = {name: torch.randn(1, 8, 2, 2, 2) for name in THREE}
     other = {**latents, "t2f": torch.randn(1, 8, 2, 2, 2)}
-    own = [net.bottleneck(z, mask(ALL))[:, :8] for z in (latents, other)]
+    own = [net.bottleneck(within(net, z), mask(ALL))[:, :8] for z in (latents, other)]
     assert (own[0] - own[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("level", ["x1", "x2"])
+def test_a_fusion_is_a_sum_over_modalities(net: MMFormer, level: str) -> None:
+    """Of all modalities side by side, and of the summands of those that are there: the same."""
+    fusion, there = net.fusions[level], {"t1n": 0, "t2f": 2}
+    latents = {name: torch.randn(2, SIZES["micro"].channels[int(level[1]) - 1], 3, 4, 5) for name in there}
+    shares = [fusion.of_one(latents[name], index) for name, index in there.items()]
+    joined = torch.cat([latents["t1n"], torch.zeros_like(latents["t1n"]), latents["t2f"]], dim=1)
+    torch.testing.assert_close(fusion.of_shares(shares), fusion(joined), **CLOSE)
 
 
 # ---- any crop ----------------------------------------------------------------------------------------------------
