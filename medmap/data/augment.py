@@ -209,7 +209,10 @@ def place(
     start = [(full - x) // 2 for x, full in zip(size, source, strict=True)]
     if placement.interpolates:
         grid = _grid(placement, start, size, source).to(images.device)
-        images, target = _sample(images, grid), _sample_labels(target, grid)
+        classes = torch.arange(1, int(target.max()) + 1, device=target.device)
+        shares = (target == classes[:, None, None, None]).to(images.dtype)
+        images, shares = _sample(torch.cat([images, shares]), grid).split([len(images), len(shares)])
+        target = _winner(shares)
     else:
         x, y, z = (slice(a, a + x) for a, x in zip(start, size, strict=True))
         images, target = images[:, x, y, z], target[x, y, z]
@@ -242,13 +245,10 @@ def _sample(volumes: Float[Tensor, "C X Y Z"], grid: Float[Tensor, "x y z 3"]) -
     return F.grid_sample(shared, planes, padding_mode="zeros", align_corners=False)[:, :, 0].transpose(0, 1)
 
 
-def _sample_labels(target: Int[Tensor, "X Y Z"], grid: Float[Tensor, "x y z 3"]) -> Int[Tensor, "x y z"]:
-    classes = torch.arange(1, int(target.max()) + 1, device=target.device)
-    winner = target.new_zeros(grid.shape[:3])
-    if not len(classes):
-        return winner
-    shares = _sample((target == classes[:, None, None, None]).to(grid.dtype), grid)
-    best = 1 - shares.sum(0)  # the background's share; argmax would say the same ten times slower
+def _winner(shares: Float[Tensor, "K x y z"]) -> Int[Tensor, "x y z"]:
+    """The class with the largest share of a voxel, 0 where the background, whose share is the rest, has it."""
+    winner = torch.zeros(shares.shape[1:], dtype=torch.long, device=shares.device)
+    best = 1 - shares.sum(0)  # argmax would say the same ten times slower
     for k, share in enumerate(shares, start=1):
         wins = share > best
         best, winner = torch.where(wins, share, best), winner.masked_fill_(wins, k)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medmap.config import SUBSETS, Config, SamplingConfig, TrainConfig
-from medmap.core.box import Box, Index3
+from medmap.core.box import Box
 from medmap.core.case import Batch, Prepared
 from medmap.core.modality import ModalitySet
 from medmap.data.augment import apply_draw, draw
@@ -113,17 +113,23 @@ def training_batch(
     train = config.train
     chosen = [cases[i] for i in cases_of_step(len(cases), train.batch_size, config.seed, step)]
     generator = random_stream(config.seed, CROP, step)
-    size = _with_margin(train.patch) if config.augment.enabled else train.patch
-    windows = [_around(draw_crop(case, train, generator), size) for case in chosen]
+    windows = [draw_crop(case, train, generator) for case in chosen]
     seen = np.array([[name in case.images for name in modalities] for case in chosen])
     kept = draw_kept(seen, config.sampling, random_stream(config.seed, SUBSET, step), answers)
     made = (seen if dropped else kept)[rows]
-    images, target = stack_windows(chosen[rows], windows[rows], modalities, device, made)
     seen_tensor, kept_tensor = (torch.from_numpy(mask[rows]).to(device) for mask in (seen, kept))
     if config.augment.enabled:
         draws = torch.Generator().manual_seed(int(random_stream(config.seed, AUGMENT, step).integers(2**62)))
         what = draw(config.augment, len(chosen), len(modalities), draws).of(rows)
-        images, target = apply_draw(images, target, torch.from_numpy(made), what, train.patch)
+        each = []
+        for row, (case, window) in enumerate(zip(chosen[rows], windows[rows], strict=True)):
+            this = slice(row, row + 1)
+            wider = _with_margin(window) if what.placements[row].interpolates else window
+            crop = stack_windows([case], [wider], modalities, device, made[this])
+            each.append(apply_draw(*crop, torch.from_numpy(made[this]), what.of(this), train.patch))
+        images, target = (torch.cat(parts) for parts in zip(*each, strict=True))
+    else:
+        images, target = stack_windows(chosen[rows], windows[rows], modalities, device, made)
     return Batch(images, seen_tensor, kept_tensor, target, tuple(case.id for case in chosen[rows]))
 
 
@@ -267,11 +273,8 @@ def _one_of(sizes: NDArray[np.int64], config: SamplingConfig, generator: np.rand
     return int(generator.integers(sizes.size))
 
 
-def _with_margin(patch: Index3) -> Index3:
-    x, y, z = (int(np.ceil(n * MARGIN / 2) * 2) for n in patch)
-    return x, y, z
-
-
-def _around(patch: Box, size: Index3) -> Box:
+def _with_margin(patch: Box) -> Box:
+    """About the same middle, so that what is turned or made smaller has something to come from."""
+    size = [int(np.ceil(n * MARGIN / 2) * 2) for n in patch.shape]
     x, y, z = ((a + b) // 2 - n // 2 for a, b, n in zip(patch.start, patch.stop, size, strict=True))
     return Box((x, y, z), (x + size[0], y + size[1], z + size[2]))
