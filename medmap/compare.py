@@ -1,7 +1,7 @@
 """Do two ways of training differ? Paired on the same patients, over patients and over runs.
 
 An *arm* is a folder: one evaluated run (or pooled folds), or several of them in sub-folders, one per seed. Differences
-are of the first arm against every other; the two-level bootstrap draws patients and runs; Holm corrects over all
+are of the first arm against every other; intervals are of Student's t over patients and runs; Holm corrects over all
 differences that are shown.
 """
 

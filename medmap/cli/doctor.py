@@ -26,7 +26,7 @@ def doctor(
         typer.Argument(metavar="[DATA]", help="A folder of cases: how long would they take here? One is worked on."),
     ] = None,
     spacing: Annotated[
-        float | None, typer.Option("--spacing", metavar="MM", help="Of --data, as for prepare; its own otherwise.")
+        float | None, typer.Option("--spacing", metavar="MM", help="Of DATA, as for prepare; its own otherwise.")
     ] = None,
     device: Device = "auto",
     json: Json = False,

@@ -120,7 +120,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="RUN",
-        help="Run, or folder of folds: these vote.",
+        help="Run, or folder of folds: their probabilities are averaged.",
         show_default="what comes with medmap, trained on no patient",
     ),
 ]
@@ -145,7 +145,7 @@ Ray = Annotated[
 Which = Annotated[Checkpoint, typer.Option("--checkpoint", help="Weights of a run to use.")]
 Labels = Annotated[
     str | None,
-    typer.Option("--labels", metavar="NAME", help="Label map of the data: brats2021, brats2023, brats2024, msd."),
+    typer.Option("--labels", metavar="NAME", help="Label map: brats2021, brats2023, brats2024, msd, liver."),
 ]
 Spacing = Annotated[
     float | None,
