@@ -196,7 +196,7 @@ class AlignedSegmenter(nn.Module):
         present = kept if self.blinkered else visible
         latents = {level: stacked(encoded.levels[level], self.modalities) for level in self.anchors}
         losses = {f"align/{level}": self._alignment(level, z, present) for level, z in latents.items()}
-        decoded = self.decode(encoded, kept, seen)
+        decoded = self.decode(encoded, kept, present)
         weights = trait(self.backbone, "loss_weights")
         return Output(decoded.logits, decoded.auxiliary, {**decoded.losses, **losses}, latents, weights)
 

@@ -8,7 +8,7 @@ differences that are shown.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Comparison:
     lines: tuple[Line, ...]
     patients: int
     seeds: dict[str, int]
+    one_store: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
@@ -50,6 +51,7 @@ class Comparison:
                 "metric": self.metric,
                 "patients": self.patients,
                 "seeds": self.seeds,
+                "one_store": self.one_store,
                 "lines": [asdict(line) for line in self.lines],
             }
         )
@@ -72,6 +74,12 @@ class Comparison:
         return "\n".join([*rows, *self._caveats()])
 
     def _caveats(self) -> list[str]:
+        other = (
+            [] if self.one_store else ["scored on differently prepared data: spacing or labels may be the difference"]
+        )
+        return [*other, *self._of_few()]
+
+    def _of_few(self) -> list[str]:
         few = [name for name, runs in self.seeds.items() if runs < EVIDENCE_SEEDS]
         if max(self.seeds.values()) == 1:
             return ["one run each: not evidence"]
@@ -93,7 +101,8 @@ def compare_arms(paths: Sequence[Path], metric: str = "dice") -> Comparison:
     if metric not in METRICS:
         raise InputError(f"metric {metric!r} is not known; expected one of {', '.join(METRICS)}")
     tables = {name: _tables_of(path) for name, path in zip(_names(paths), paths, strict=True)}
-    _refuse_other_conventions([file for files in tables.values() for file in files])
+    summaries = _summaries([file for files in tables.values() for file in files])
+    _refuse_other_conventions(summaries)
     arms = {name: [_read(file, metric) for file in files] for name, files in tables.items()}
     _refuse_unequal(arms)
     (baseline, reference), *others = arms.items()
@@ -113,7 +122,9 @@ def compare_arms(paths: Sequence[Path], metric: str = "dice") -> Comparison:
         Line(name, baseline, region, group, difference, float(p))
         for (name, region, group, difference), p in zip(found, adjusted, strict=True)
     ]
-    return Comparison(metric, tuple(lines), len(set(clusters)), {name: len(seeds) for name, seeds in arms.items()})
+    stores = {frozenset(summary["store"].values()) for summary in summaries.values() if summary.get("store")}
+    counts = {name: len(seeds) for name, seeds in arms.items()}
+    return Comparison(metric, tuple(lines), len(set(clusters)), counts, len(stores) < 2)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -143,13 +154,15 @@ def _read(file: Path, metric: str) -> list[Score]:
     return rows
 
 
-def _refuse_other_conventions(tables: Sequence[Path]) -> None:
+def _summaries(tables: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    """What stands beside the tables, by folder."""
+    files = [file.with_name(SUMMARY) for file in tables]
+    return {file.parent: json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()}
+
+
+def _refuse_other_conventions(summaries: Mapping[Path, Mapping[str, Any]]) -> None:
     """A table alone does not say what it holds for empty regions; the summary beside it does."""
-    found = {}
-    for file in tables:
-        summary = file.with_name(SUMMARY)
-        if summary.is_file():
-            found[file.parent] = json.loads(summary.read_text(encoding="utf-8")).get("convention")
+    found = {folder: summary.get("convention") for folder, summary in summaries.items()}
     if len(set(found.values())) > 1:
         named = ", ".join(f"{folder}: {convention}" for folder, convention in list(found.items())[:5])
         raise InputError(

@@ -36,7 +36,7 @@ from medmap.core.temperature import (
 from medmap.core.witnesses import CLEANED, FEATURES, Evidence, Witnesses
 from medmap.errors import CheckpointError, InputError
 from medmap.run import write_text
-from medmap.scores import SUMMARY, TABLE, VOXELS, Score, read_scores, read_voxels
+from medmap.scores import SUMMARY, TABLE, VOXELS, Score, read_scores, read_voxels, without_nan
 
 CONFIDENCE = "confidence.json"
 QC_TABLE = "qc.csv"
@@ -65,7 +65,7 @@ def write_confidence(model: ModelFolder, evaluated: Path, out: Path | None = Non
     found = {"format": FORMAT, "level": LEVEL, "good_dice": GOOD_DICE, "weights_sha256": model.weights_sha256}
     voxels = read_voxels(evaluated / VOXELS) if (evaluated / VOXELS).is_file() else []
     whole = {**found, "measured": measured, "regions": regions, "temperature": temperatures(voxels, _members(model))}
-    write_text(file, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    write_text(file, json.dumps(without_nan(whole), indent=1, ensure_ascii=False) + "\n")
     return whole
 
 
@@ -338,7 +338,8 @@ def _failed(elsewhere: Mapping[str, Any], level: float) -> dict[str, dict[str, f
     failed: dict[str, dict[str, float]] = {}
     for whom, told in elsewhere.items():
         for region, values in told["regions"].items():
-            if values["coverage"]["high"] < level:
+            high = values["coverage"]["high"]  # None for patients too few for an interval
+            if high is not None and high < level:
                 failed.setdefault(region, {})[whom] = values["coverage"]["mean"]
     return failed
 
@@ -361,7 +362,7 @@ def write_elsewhere(model: ModelFolder, folders: Sequence[Path]) -> dict[str, An
         found[whom] |= {"temperature": _tempered_elsewhere(confidence, model, folder)}
     file = model.path / CONFIDENCE
     whole = json.loads(file.read_text(encoding="utf-8"))
-    write_text(file, json.dumps({**whole, "elsewhere": found}, indent=1, ensure_ascii=False) + "\n")
+    write_text(file, json.dumps(without_nan({**whole, "elsewhere": found}), indent=1, ensure_ascii=False) + "\n")
     return found
 
 

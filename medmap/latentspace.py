@@ -13,7 +13,7 @@ Channels' means and variances (divergence, collapse) are over all cells of all p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ def latent_numbers(
     cases: Sequence[Prepared],
     *,
     levels: Sequence[str] | None = None,
+    patients: Mapping[str, str] | None = None,
     which: str = "best",
     components: int = 4,
     seed: int = 0,
@@ -74,6 +75,7 @@ def latent_numbers(
 
     cases:      prepared as for the run, best those it did not train on; some may lack sequences
     levels:     of the network, all where none is named (``stem`` among them)
+    patients:   {case: patient}, by the names of the cases where it is not given
     which:      the checkpoint; components: of each sequence, for the total correlation; seed: of shuffles and maps
 
     Returns {"run", "weights", "rows": {"modality": [N], "case": [N], "patient": [N]}, "levels": {level: {"stride",
@@ -89,7 +91,7 @@ def latent_numbers(
     strides = {level: _stride(networks["after"], level) for level in wanted}
     found: dict[str, Any] = {level: {"stride": stride} for level, stride in strides.items()}
     for when, network in networks.items():
-        latents = read_latents(network.to(device), cases, wanted)
+        latents = read_latents(network.to(device), cases, wanted, patients)
         for level, one in latents.items():
             found[level][when] = level_numbers(one, components=components, seed=seed)
     clouds = latents[wanted[0]].clouds
@@ -135,9 +137,14 @@ def level_numbers(latents: LevelLatents, *, components: int = 4, seed: int = 0) 
 
 
 def read_latents(
-    network: AlignedSegmenter, cases: Sequence[Prepared], levels: Sequence[str]
+    network: AlignedSegmenter,
+    cases: Sequence[Prepared],
+    levels: Sequence[str],
+    patients: Mapping[str, str] | None = None,
 ) -> dict[str, LevelLatents]:
     """The latents of every case and sequence, each encoded alone; means where a level holds Gaussians.
+
+    patients: {case: patient}, by the names of the cases where it is not given
 
     Raises InputError where no case has a sequence that the network knows.
     """
@@ -151,10 +158,10 @@ def read_latents(
             points[level].append(cells.octants())
             sums[level][name] = cells.sums().joined(sums[level].get(name))
     modality, case_ids = tuple(name for _, name in pairs), tuple(case.id for case, _ in pairs)
-    patients = tuple(patient_of(case) for case in case_ids)
+    whose = tuple(patient_of(case) if patients is None else patients[case] for case in case_ids)
     return {
         level: LevelLatents(
-            Clouds(np.stack(points[level]), modality, case_ids, patients),
+            Clouds(np.stack(points[level]), modality, case_ids, whose),
             {name: sums[level][name].spread() for name in network.modalities if name in sums[level]},
         )
         for level in levels

@@ -374,6 +374,19 @@ def test_filling_puts_the_anchor_over_the_kept_where_a_latent_is_absent() -> Non
     assert before.filled == {}
 
 
+def test_what_was_never_encoded_is_no_part_of_a_filling() -> None:
+    """A joint stem sees what is kept alone: over all that is seen, zeros would pass for latents."""
+    net = segmenter("joint", levels=("x2",), fill="seen").train()
+    kept = mask("t1c", "t1c")
+    put = {}
+    decode = net.backbone.decode
+    net.backbone.decode = lambda encoded, kept: put.update(encoded.levels["x2"]) or decode(encoded, kept)
+    with torch.no_grad():
+        net(images(), ALL, kept)
+    assert put["t1c"].abs().mean() > 0.01
+    torch.testing.assert_close(put["t2f"], put["t1c"])
+
+
 def test_a_fixed_anchor_fills_only_where_its_modality_is_kept() -> None:
     kept = mask("t1n+t1c", "t1n")
     with torch.no_grad():

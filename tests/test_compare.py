@@ -12,7 +12,7 @@ from medmap.compare import Line, compare_arms
 from medmap.core.modality import ModalitySet
 from medmap.core.stats import holm, paired_difference
 from medmap.errors import InputError
-from medmap.scores import Score, write_scores
+from medmap.scores import SUMMARY, Score, write_scores
 
 TWO = ModalitySet(("t1c", "t2f"))
 Values = Mapping[str, Mapping[str, float]]
@@ -164,6 +164,18 @@ def test_seeds_of_one_arm_must_be_alike_too(first: Path, tmp_path: Path) -> None
     write_arm(arm / "seed1", {"a": FIRST["a"]})
     with pytest.raises(InputError, match="arm and first were not scored on the same cases: they differ in b"):
         compare_arms([first, arm])
+
+
+def test_scores_of_differently_prepared_data_are_marked(first: Path, better: Path) -> None:
+    """Names of cases agree at any spacing; the summary beside a table knows the store."""
+    for folder, digest in ((first, "a"), (better, "a")):
+        summary = json.loads((folder / SUMMARY).read_text())
+        (folder / SUMMARY).write_text(json.dumps({**summary, "store": {folder.name: digest}}))
+    assert "differently prepared" not in compare_arms([first, better]).text()
+    (better / SUMMARY).write_text(json.dumps({**summary, "store": {"better": "b"}}))
+    found = compare_arms([first, better])
+    assert "scored on differently prepared data" in found.text()
+    assert found.to_dict()["one_store"] is False
 
 
 def test_other_regions_and_conventions_are_refused(first: Path, tmp_path: Path) -> None:

@@ -332,6 +332,19 @@ def test_where_the_promise_fails_is_kept_beside_it(run: Path, tmp_path: Path) ->
     assert set(found.failed["TC"]) == {"14 patients of there"}
 
 
+def test_of_one_patient_there_is_no_interval_and_no_bare_nan(run: Path, tmp_path: Path) -> None:
+    model = read_model(run)
+    write_confidence(model, run)
+    (first, *_) = made_up_rows()
+    rows = [row for row in made_up_rows() if row.case == first.case]
+    write_scores(tmp_path / "on-one", rows, GLIOMA_MRI, GLIOMA, "brats", [], {"evaluated": "one"})
+    write_elsewhere(model, [tmp_path / "on-one"])
+    assert "NaN" not in (run / CONFIDENCE).read_text()
+    found = read_confidence(model)
+    assert found is not None
+    assert dict(found.failed) == {}
+
+
 def test_probabilities_are_tempered_and_the_mask_is_not(run: Path, tiny_phantoms: Path, tmp_path: Path) -> None:
     images = tiny_phantoms / "PHANTOM-00000-000"
     files = [f"--{name}={images / f'{images.name}-{name}.nii.gz'}" for name in ("t1c", "t2f")]

@@ -137,6 +137,14 @@ def test_octants_are_the_same_places_for_all_sequences_of_a_patient() -> None:
     np.testing.assert_allclose(found[:4].mean(), whole.mean())
 
 
+def test_patients_are_those_that_the_data_name(cases: list[Prepared]) -> None:
+    """Two scans of one patient, under names that do not say so."""
+    whose = {case.id: "ann" if number < 2 else case.id for number, case in enumerate(cases)}
+    found = read_latents(bright_voxels(), cases, ["x1"], whose)["x1"].clouds
+    assert found.patient[:8] == ("ann",) * 8
+    assert len(set(found.patient)) == len(cases) - 1
+
+
 def test_spreads_add_up_over_patients(cases: list[Prepared]) -> None:
     found = read_latents(bright_voxels(), cases, ["x1"])["x1"].spreads["t2w"]
     every = np.concatenate([case.images["t2w"].values.ravel() for case in cases if "t2w" in case.images]).astype(float)

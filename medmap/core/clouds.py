@@ -66,6 +66,15 @@ class Clouds:
         patients = [self.patient[row[case, names[0]]] for case in cases]
         return [self.points[[row[case, name] for case in cases]] for name in names], patients
 
+    def rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Int[C M], where the point of a case and sequence stands, −1 for none; Int[C], the number of its patient."""
+        cases, people = list(dict.fromkeys(self.case)), list(dict.fromkeys(self.patient))
+        rows, patients = np.full((len(cases), len(self.names)), -1), np.zeros(len(cases), int)
+        for index, (case, name, patient) in enumerate(zip(self.case, self.modality, self.patient, strict=True)):
+            rows[cases.index(case), self.names.index(name)] = index
+            patients[cases.index(case)] = people.index(patient)
+        return rows, patients
+
     def masks(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
         """Bool[N N]: the same sequence, the same case, the same patient."""
         same = [np.array(x)[:, None] == np.array(x) for x in (self.modality, self.case, self.patient)]
@@ -107,7 +116,7 @@ def mmd(clouds: Clouds, seed: int = 0) -> dict[str, float]:
     both show one brain would else count as if the sequences were alike (Gretton et al. 2012, the estimate for paired
     samples). About 0, also below, where the distributions are the same.
     Returns its ``mean`` over pairs of sequences, the ``largest``, and ``chance95``: below it the mean stays in 95 % of
-    exchanges of the two sequences within patients.
+    draws in which every patient's sequences change their names among themselves.
 
     >>> rng = np.random.default_rng(0)
     >>> cases, sequences = tuple("abcdefgh") * 2, ("t1c",) * 8 + ("t2f",) * 8
@@ -119,20 +128,35 @@ def mmd(clouds: Clouds, seed: int = 0) -> dict[str, float]:
     generator = np.random.default_rng(seed)
     squares = _square_distances(clouds.points, clouds.points)
     apart = squares[np.triu_indices(len(squares), 1)]
-    width = float(np.median(apart)) if apart.size else 0.0
-    found, null = [], []
-    for j, k in combinations(clouds.names, 2):
-        (x, y), patients = clouds.paired([j, k])
-        others = np.array(patients)[:, None] != np.array(patients) if patients else np.zeros((0, 0), bool)
+    kernel = np.exp(-squares / (2 * float(np.median(apart)) or 1.0)) if apart.size else squares
+    rows, patients = clouds.rows()
+    found = _pairwise_mmd(kernel, rows, patients)
+    drawn = (_pairwise_mmd(kernel, _renamed(rows, patients, generator), patients) for _ in range(SWAPS))
+    chance = float(np.quantile([np.mean(one) for one in drawn], 0.95)) if found else np.nan
+    return {**_mean_and_largest(found), "chance95": chance}
+
+
+def _pairwise_mmd(kernel: Matrix, rows: NDArray[np.int64], patients: NDArray[np.int64]) -> list[float]:
+    """MMD² of every pair of sequences that two patients or more have. kernel [N N]; rows, patients: `Clouds.rows`."""
+    found = []
+    for j, k in combinations(range(rows.shape[1]), 2):
+        both = (rows[:, j] >= 0) & (rows[:, k] >= 0)
+        (x, y), whose = rows[both][:, [j, k]].T, patients[both]
+        others = whose[:, None] != whose
         if not others.any():
             continue
-        xx, yy, xy = (np.exp(-_square_distances(a, b) / (2 * width or 1.0)) for a, b in ((x, x), (y, y), (x, y)))
-        terms = (xx + yy - xy - xy.T) * others / others.sum()
-        signs = _signs(generator, patients)
-        found.append(float(terms.sum()))
-        null.append(np.einsum("si,ij,sj->s", signs, terms, signs))
-    chance = float(np.quantile(np.mean(null, axis=0), 0.95)) if null else np.nan
-    return {**_mean_and_largest(found), "chance95": chance}
+        xx, yy, xy = (kernel[np.ix_(a, b)] for a, b in ((x, x), (y, y), (x, y)))
+        found.append(float(((xx + yy - xy - xy.T) * others).sum() / others.sum()))
+    return found
+
+
+def _renamed(rows: NDArray[np.int64], patients: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
+    """Every patient's sequences under each other's names, in all scans of a patient that have the same ones alike."""
+    order = generator.random((int(patients.max()) + 1, rows.shape[1]))[patients]
+    drawn = np.take_along_axis(rows, np.argsort(np.where(rows < 0, np.inf, order), axis=1), axis=1)
+    renamed = rows.copy()
+    renamed[rows >= 0] = drawn[drawn >= 0]
+    return renamed
 
 
 def probe(clouds: Clouds) -> dict[str, float]:
@@ -274,13 +298,6 @@ def _mean(values: Vector) -> float:
 def _square_distances(x: Matrix, y: Matrix) -> Matrix:
     squares = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1) - 2 * x @ y.T
     return np.asarray(np.maximum(squares, 0))
-
-
-def _signs(generator: np.random.Generator, patients: Sequence[str]) -> Matrix:
-    """±1 [SWAPS n], the same for all scans of a patient."""
-    people = list(dict.fromkeys(patients))
-    drawn = generator.choice([-1.0, 1.0], size=(SWAPS, len(people)))
-    return drawn[:, [people.index(patient) for patient in patients]]
 
 
 def _mean_of_means(clouds: Clouds) -> Vector:

@@ -8,6 +8,7 @@ corrected.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -141,12 +142,23 @@ def effects(results: Results, asked: Sequence[Outcome] | None = None) -> list[Ef
     Holm over all of these, also those that are still to be run: no p counts for more because others are not there yet.
     """
     sets = {arm.name: tested(results, arm.name) for arm in results.arms()}
-    wanted = [(pair, o) for o in (outcomes(results) if asked is None else asked) for pair in results.study.pairs()]
-    found = [effect(results, *pair, o) for pair, o in wanted if all(o.set in sets.get(name, ()) for name in pair)]
-    to_come = sum(any(name not in sets for name in pair) for pair, _ in wanted)
+    asked = outcomes(results) if asked is None else asked
+    planned = {pair: _planned(results.study, pair) for pair in results.study.pairs()}
+    wanted = [(pair, o) for o in asked for pair, names in planned.items() if o.set in names]
+    there = [(pair, o) for pair, o in wanted if all(o.set in sets.get(name, ()) for name in pair)]
+    found = [effect(results, *pair, o) for pair, o in there]
+    each = Counter(o.set for o in asked)  # of a set that nobody was tested on yet as much is asked as of the others
+    unseen = sum(len(names - each.keys()) for names in planned.values()) * max(each.values(), default=0)
+    to_come = len(wanted) - len(there) + unseen
     to_come += sum(np.isnan(e.difference.p) and _several(results, e) for e in found)
     adjusted = holm([*(one.difference.p for one in found), *[1.0] * to_come])[: len(found)]
     return [Effect(e.arm, e.against, e.outcome, e.difference, float(p)) for e, p in zip(found, adjusted, strict=True)]
+
+
+def _planned(study: Study, pair: tuple[str, str]) -> set[str]:
+    """The sets that both arms of a pair are tested on."""
+    data = [study.data_of(arm) for arm in study.arms if arm.name in pair]
+    return set.intersection(*({"test", *(other.name for other in one.others)} for one in data))
 
 
 def _several(results: Results, found: Effect) -> bool:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from medmap.config import Config, load_config
@@ -24,7 +25,7 @@ ALL, FULL, SINGLE, MISSING = "all subsets", "everything", "single ones", "someth
 """Groups of subsets of sequences, over which means are taken."""
 
 RECIPE = 2
-"""Counts up when medmap trains or scores differently, so that what was found before is found again."""
+"""Counts up when medmap simulates, trains or scores differently, so that what was found before is found again."""
 
 IRRELEVANT = ("data.store", "train.precision", "train.checkpoint_every", "train.log_every", "name")
 """Keys that say where and how, and change no result beyond rounding."""
@@ -89,6 +90,9 @@ class Trial:
         # What names the arm is written out: another default would otherwise rename what is the same.
         config.setdefault("model", {}).update(name=self.config.model.name, size=self.config.model.size)
         config.setdefault("align", {}).update(anchor=self.config.align.anchor)
+        split = Path(self.config.data.split)
+        if split.suffix == ".json" and split.is_file():  # what it says, not where it lies
+            config["data"]["split"] = hashlib.sha256(split.read_bytes()).hexdigest()
         return {"recipe": RECIPE, "config": {k: v for k, v in config.items() if v != {}}, "data": _described(self.data)}
 
     @cached_property

@@ -40,9 +40,10 @@ def open_trials(study: Study, out: Path) -> list[Trial]:
 
 def refuse_other_data(trials: Sequence[Trial], out: Path, work: Path, places: Mapping[str, Path]) -> None:
     """Raises InputError where results that are there are of other scans than those that lie in the places now."""
-    for data in dict.fromkeys(trial.data for trial in trials if isinstance(trial.data, Patients)):
-        found = [read_result(out / RUNS, trial) for trial in trials if trial.data == data]
-        then = {str(result.facts["store_sha256"]): result for result in found if result and result.rows}
+    found = [result for trial in trials if (result := read_result(out / RUNS, trial)) and result.rows]
+    asked = (data for trial in trials for data in (trial.data, *trial.data.others))
+    for data in dict.fromkeys(data for data in asked if isinstance(data, Patients)):
+        then = {digest: result for result in found if (digest := _digest_of(data, result))}
         if not then or data.name not in places:
             continue
         now = Store(patients_store(data, work, places)).sha256
@@ -50,8 +51,16 @@ def refuse_other_data(trials: Sequence[Trial], out: Path, work: Path, places: Ma
         if other is not None:
             raise InputError(
                 f"{places[data.name]}: holds other data (hash {now[:12]}) than {other.trial.key} was run on "
-                f"({other.facts['store_sha256'][:12]}); name the same data, or another folder of results with -o"
+                f"({str(_digest_of(data, other))[:12]}); name the same data, or another folder of results with -o"
             )
+
+
+def _digest_of(data: Patients, result: Result) -> str | None:
+    """The hash of these patients' store in a run that learned from them, or was tested on them as well."""
+    if result.trial.data == data:
+        return str(result.facts["store_sha256"])
+    tests = result.facts.get("tests_sha256", {})
+    return tests.get(data.name) if data in result.trial.data.others else None
 
 
 def estimate_minutes(study: Study, out: Path, trials: Sequence[Trial]) -> float:

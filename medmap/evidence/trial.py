@@ -141,6 +141,7 @@ def carry_out(trial: Trial, stores: Stores, work: Path, device: str = "auto", ke
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "parameters": sum(p.numel() for p in predictor.networks[0].parameters()),
         "store_sha256": store.sha256,
+        "tests_sha256": {name: Store(path).sha256 for name, path in stores.tests.items()},
         **_machine(device),
         **_way(run),
         "latents": latents,
@@ -218,10 +219,11 @@ def _latents(trial: Trial, run: Path, cases: Sequence[tuple[Store, str]], device
     shown = [store.load(case) for store, case in cases[:LATENTS_OF]]
     if len(shown) < LEAST_CASES:
         return {}
+    patients = {case: store.patient(case) for store, case in cases[:LATENTS_OF]}
     network = load_network(run)
     deepest_first = [*reversed(list(network.backbone.strides)), *([STEM] if network.stem is not None else [])]
     levels = list(dict.fromkeys([*trial.config.align.levels, *deepest_first]))
-    found = latent_numbers(run, shown, levels=levels, device=str(resolve_device(device)))
+    found = latent_numbers(run, shown, levels=levels, patients=patients, device=str(resolve_device(device)))
     for number, level in enumerate(found["levels"].values()):
         for when in ("before", "after"):
             if number or trial.config.seed:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from medmap.core.clouds import Clouds, between_kl, likeness, mmd, planar, probe, retrieval
+from medmap.core.clouds import Clouds, _renamed, between_kl, likeness, mmd, planar, probe, retrieval
 from medmap.core.gaussian import Gaussian, kl
 from medmap.errors import InputError
 
@@ -67,6 +67,24 @@ def test_discrepancy_is_unbiased_and_knows_its_chance_level() -> None:
     assert 0 <= beyond <= 0.15  # 5 % expected of 60
     apart = mmd(drawn(rng, gap=3.0))
     assert apart["mean"] > 5 * apart["chance95"] > 0
+
+
+def test_pairs_that_share_a_sequence_are_not_taken_for_independent() -> None:
+    """Four sequences, of which no two differ: the mean over six pairs is beyond chance in 5 %, not in 14 %."""
+    rng = np.random.default_rng(3)
+    found = [mmd(drawn(rng, count=12, brain=1.0), seed) for seed in range(120)]
+    assert np.mean([one["mean"] > one["chance95"] for one in found]) < 0.11
+
+
+def test_renaming_keeps_to_a_patient_and_to_what_a_scan_has() -> None:
+    some = clouds({n: np.zeros((3, 1)) for n in NAMES}, ["a", "b", "c"], ["p", "p", "q"])
+    rows, patients = some.rows()
+    rows[2, 1] = -1
+    for seed in range(20):
+        new = _renamed(rows, patients, np.random.default_rng(seed))
+        assert [sorted(row) for row in new.tolist()] == [sorted(row) for row in rows.tolist()]
+        assert (new < 0).tolist() == (rows < 0).tolist()
+        assert (new[0] - rows[0, 0]).tolist() == (new[1] - rows[1, 0]).tolist()  # both scans of p alike
 
 
 def test_that_both_show_one_brain_does_not_count_as_likeness() -> None:

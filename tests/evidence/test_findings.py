@@ -205,7 +205,8 @@ def test_arms_are_compared_case_by_case_whatever_the_order() -> None:
 
 
 def test_a_set_that_only_some_arms_were_tested_on_is_told_of_them() -> None:
-    arms = (*STUDY.arms, Arm("far, none", ("align=none",)), Arm("far, P*", (), "far, none"))
+    both = Phantoms("q", others=(Phantoms("far"),))
+    arms = (*STUDY.arms, Arm("far, none", ("align=none",), data=both), Arm("far, P*", (), "far, none", data=both))
     study = Study("s", "?", "", Phantoms("p"), arms, seeds=3)
     near = (scored("c", "p", 50.0), scored("d", "q", 60.0))
     far = tuple(scored(row.case, row.patient, 30.0, name="far") for row in near)
@@ -249,6 +250,17 @@ def test_what_is_still_to_be_run_is_corrected_for() -> None:
     assert found.p_holm == pytest.approx(min(1.0, 4 * found.difference.p))
     alone = Results(Study("s", "?", "", STUDY.data, STUDY.arms), {name: whole.found[name] for name in ("none", "P*")})
     assert main_effects(alone)[0].p_holm == found.difference.p
+
+
+def test_sets_on_which_nobody_was_tested_yet_are_corrected_for() -> None:
+    """Arms that are still to be run bring a test set of their own, for themselves and not for the others."""
+    both = Phantoms("q", others=(Phantoms("far"),))
+    far = (Arm("far, none", ("align=none",), data=both), Arm("far, P*", (), "far, none", data=both))
+    whole = results(0.5, STUDY)
+    study = Study("s", "?", "", STUDY.data, (*STUDY.arms, *far))
+    found = {name: whole.found.get(name, [[None]] * 3) for name in (arm.name for arm in study.arms)}
+    (one,) = main_effects(Results(study, found))
+    assert one.p_holm == pytest.approx(min(1.0, 3 * one.difference.p))  # P*; far, P* on test; far, P* on far
 
 
 def test_a_leak_is_never_compared() -> None:

@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,15 @@ import pytest
 from typer.testing import CliRunner
 
 from medmap.cli import app
-from medmap.errors import DivergenceError
+from medmap.config import load_config
+from medmap.data.store import Store
+from medmap.errors import DivergenceError, InputError
 from medmap.evidence import runner
 from medmap.evidence import trial as trials
+from medmap.evidence.plan import Patients, Trial
+from medmap.evidence.results import RUNS, Result, Scored, write_result
+from medmap.evidence.runner import refuse_other_data
+from medmap.evidence.trial import patients_store
 from medmap.studies import study_names
 
 
@@ -179,6 +187,37 @@ def test_other_data_of_the_same_name_are_not_taken_for_those_that_were_run(
     assert other.exit_code == 1
     assert f"{two}: holds other data (hash " in " ".join(other.output.split())
     assert "than cases.unet-tiny.none.s0." in " ".join(other.output.split())
+
+
+def test_an_edited_list_of_cases_is_another_trial(tmp_path: Path) -> None:
+    """Its name stays, what it says does not; where it lies is no part of it."""
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+
+    def hashed(file: Path) -> str:
+        return Trial(load_config(None, [f"data.split={file}"]), Patients("cases", 1)).hash
+
+    one.write_text(json.dumps({"train": ["a"], "val": ["b"], "test": ["c"]}))
+    shutil.copy(one, two)
+    before = hashed(one)
+    assert hashed(two) == before
+    one.write_text(json.dumps({"train": ["c"], "val": ["b"], "test": ["a"]}))
+    assert hashed(one) != before
+
+
+def test_other_test_patients_of_the_same_name_are_refused(
+    made_up_brats: dict[str, Path], work: Path, tmp_path: Path
+) -> None:
+    """Those that a trial was only tested on count as well."""
+    learn, test = (Patients(name, 1) for name in ("learn", "test"))
+    trial = Trial(load_config(None, []), replace(learn, others=(test,)))
+    places = {"learn": made_up_brats["2018"], "test": made_up_brats["2018"]}
+    digest = Store(patients_store(test, work, places)).sha256
+    row = Scored("test", "c", "p", (), {("t1c", "WT"): 1.0})
+    facts = {"store_sha256": Store(patients_store(trial.data, work, places)).sha256}
+    for tests, refused in (({"test": digest}, False), ({}, False), ({"test": "0" * 64}, True)):
+        write_result(tmp_path / RUNS, Result(trial, "finished", (row,), {**facts, "tests_sha256": tests}))
+        with pytest.raises(InputError, match="holds other data") if refused else nullcontext():
+            refuse_other_data([trial], tmp_path, work, places)
 
 
 def test_a_store_is_run_on_at_the_spacing_that_is_asked_for(tiny_store: Path, tmp_path: Path) -> None:
