@@ -7,7 +7,7 @@ x4 the deepest; P\* with α = 0.1 throughout, latents before normalisation.
 """
 
 from medmap.evidence.plan import Arm, Study
-from medmap.evidence.views import latent_table
+from medmap.evidence.views import latent_tables
 from medmap.studies._common import NONE, PHANTOMS, PSTAR, RECIPE
 
 LEVELS = {"x4": "[x4]", "x3": "[x3]", "x2": "[x2]", "x1": "[x1]", "all levels": "[x1,x2,x3,x4]"}
@@ -22,5 +22,5 @@ STUDY = Study(
         Arm("α = 0", (NONE,)),
         *(Arm(name, (PSTAR, f"align.levels={levels}"), against="α = 0") for name, levels in LEVELS.items()),
     ),
-    more=latent_table,
+    more=latent_tables,
 )
