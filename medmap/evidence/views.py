@@ -72,8 +72,8 @@ def last_weights(results: Results) -> Iterator[str]:
 def latent_table(results: Results) -> Iterator[str]:
     """What training made of the latents, means over the seeds: the deepest or the first aligned level of each arm."""
     yield (
-        "Latents of test patients ([what the numbers are](../theory.md)), means of the runs: before → after training, at "
-        "the level that an arm aligns (the first of several), at the deepest without one."
+        "Latents of test patients ([what the numbers are](../theory.md)), means of the runs: before → after training, "
+        "at the level that an arm aligns (the first of several), at the deepest without one."
     )
     yield ""
     yield from _latent_rows([(arm.name, _levels_of(results, arm, None)) for arm in results.arms()])
