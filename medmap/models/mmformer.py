@@ -1,4 +1,4 @@
-"""mmFormer: convolutions and a transformer inside each modality, a transformer across modalities, one fused decoder.
+"""mmFormer: encoders, transformers in and across modalities, one decoder; longer than others, with two kinds of each.
 
 Zhang, He, Yang, Li, Wei, Huang, Zhang, He, Zheng: "mmFormer: Multimodal Medical Transformer for Incomplete Multimodal
 Learning of Brain Tumor Segmentation", MICCAI 2022. The facts were checked against its public code.
