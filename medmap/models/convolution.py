@@ -101,6 +101,11 @@ class Conv3d(nn.Conv3d):
         return conv3d(x, self.weight, self.bias, self.stride, padding)
 
 
+def share_of_part(conv: nn.Conv3d, x: Float[Tensor, "B C X Y Z"], index: int) -> Float[Tensor, "B D x y z"]:
+    """What part ``index`` of a joined input, all parts having C channels, adds to a convolution of 1³; no bias."""
+    return F.conv3d(x, conv.weight[:, index * x.shape[1] : (index + 1) * x.shape[1]])
+
+
 class Head(nn.Conv3d):
     """The last layer, a convolution of 1³ to logits, which begins by calling every voxel background: b = (4, 0 … 0).
 

@@ -65,7 +65,7 @@ from torch.nn import functional as F
 from medmap.core.modality import ModalitySet
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, all_true, columns, masks_are_free, stacked
 from medmap.models.blocks import LeakyReLU, cropped, encode_separately, instance_norm, size_named
-from medmap.models.convolution import Conv3d, Head
+from medmap.models.convolution import Conv3d, Head, share_of_part
 
 Latents = Mapping[str, Tensor]
 
@@ -236,8 +236,7 @@ class _Fusion(nn.Module):
     def of_one(self, x: Float[Tensor, "B C x y z"], index: int) -> Float[Tensor, "B C x y z"]:
         """A modality's summand W_j act(IN x_j)."""
         normalise, act, conv = self.first
-        channels = x.shape[1]
-        return F.conv3d(act(normalise(x)), conv.weight[:, index * channels : (index + 1) * channels])
+        return share_of_part(conv, act(normalise(x)), index)
 
     def of_shares(self, shares: Sequence[Float[Tensor, "B C x y z"]]) -> Float[Tensor, "B C x y z"]:
         """The same as of [x_1 … x_M], from the summands."""

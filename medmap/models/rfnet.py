@@ -62,7 +62,7 @@ from torch.nn import functional as F
 from medmap.core.modality import ModalitySet
 from medmap.models.backbone import Auxiliary, Decoded, Encoded, all_true, columns
 from medmap.models.blocks import cropped, encode_separately, instance_norm, leaky_relu, size_named
-from medmap.models.convolution import Conv3d, Head
+from medmap.models.convolution import Conv3d, Head, share_of_part
 
 SLOPE = 0.2
 EPSILON = 1e-3
@@ -226,7 +226,7 @@ class _Block(nn.Module):
 
     def of_one(self, x: Tensor, index: int) -> Tensor:
         """The convolution's share of part ``index`` of a joined input whose parts have as many channels as x."""
-        return F.conv3d(x, self.conv.weight[:, index * x.shape[1] : (index + 1) * x.shape[1]])
+        return share_of_part(self.conv, x, index)
 
 
 def _refinement(before: int, inner: int, after: int, light: bool) -> nn.Sequential:
