@@ -185,16 +185,16 @@ def verdict(found: Effect) -> str:
         return (
             f"{found.arm} − {found.against}: {d.mean:+.1f} points of {what} ({who}); without an interval: not evidence."
         )
-    interval = f"[{d.low:.1f}, {d.high:.1f}]"
+    interval, who = f"[{d.low:.1f}, {d.high:.1f}]", f"{who}, Holm p = {found.p_holm:.3f}"
     caution = "" if d.evidence else " Fewer than three runs: not evidence."
     if (d.low > 0 or d.high < 0) and found.p_holm < ALPHA:
         verb, size = ("raises", interval) if d.low > 0 else ("lowers", f"[{-d.high:.1f}, {-d.low:.1f}]")
         by = f"{abs(d.mean):.1f} points {size} over {found.against}"
-        return f"{found.arm} {verb} {what} by {by} ({who}, Holm p = {found.p_holm:.3f}).{caution}"
+        return f"{found.arm} {verb} {what} by {by} ({who}).{caution}"
     if d.low > 0 or d.high < 0:
-        many = f"but not beyond what so many comparisons would show by chance (Holm p = {found.p_holm:.3f})"
+        many = "but not beyond what so many comparisons would show by chance"
         return (
-            f"{found.arm} against {found.against}: {d.mean:+.1f} points of {what} {interval}, {many}; {who}.{caution}"
+            f"{found.arm} against {found.against}: {d.mean:+.1f} points of {what} {interval}, {many} ({who}).{caution}"
         )
     reach = max(abs(d.low), abs(d.high))
     return (

@@ -78,6 +78,7 @@ def test_where_there_is_none_the_sentence_says_how_large_one_could_be() -> None:
     (found,) = effects(results(0.0), [Outcome("test", ALL, MEAN)])
     reach = max(abs(found.difference.low), abs(found.difference.high))
     assert f"no effect larger than ±{reach:.1f} points" in verdict(found)
+    assert f"Holm p = {found.p_holm:.3f})" in verdict(found)
 
 
 def test_one_run_each_and_two_are_not_evidence() -> None:
