@@ -16,6 +16,7 @@ from medmap.core.memory import keep_freed_memory
 from medmap.core.modality import GLIOMA_MRI
 from medmap.criterion import Lesson
 from medmap.inference import autocast
+from medmap.predict import resolve_precision
 
 EDGE = 64
 
@@ -44,21 +45,23 @@ def _plain_step(which: str) -> None:
     _plain(which)()
 
 
-def stepper(which: str, *, plain: bool, edge: int = EDGE):
-    """A function that makes one step."""
+def stepper(which: str, plain: bool, edge: int = EDGE, device: torch.device = made.CPU, through=lambda lesson: lesson):
+    """A function that makes one step. through: what the network with its criterion is put through beforehand"""
     torch.manual_seed(0)
     if plain:
         made.written_plainly()
-    network = made.network(*which.split(":"), plain=plain).train()
+    network = made.network(*which.split(":"), plain=plain, device=device).train()
     network.at_progress(0.6)
-    lesson = Lesson(network, Config(train=TrainConfig(patch=(edge,) * 3)))
+    lesson = through(Lesson(network, Config(train=TrainConfig(patch=(edge,) * 3))))
     optimizer = torch.optim.AdamW(network.parameters())
-    images, target = torch.randn(2, 4, edge, edge, edge), torch.randint(0, 4, (2, edge, edge, edge))
-    seen = torch.ones(2, len(GLIOMA_MRI), dtype=torch.bool)
-    kept = torch.tensor([[True, False, False, False], [True, True, True, True]])
+    images = torch.randn(2, 4, edge, edge, edge, device=device)
+    target = torch.randint(0, 4, (2, edge, edge, edge), device=device)
+    seen = torch.ones(2, len(GLIOMA_MRI), dtype=torch.bool, device=device)
+    kept = torch.tensor([[True, False, False, False], [True, True, True, True]], device=device)
+    precision = "fp32" if plain else resolve_precision("auto", device)
 
     def step() -> None:
-        with autocast(made.CPU, "fp32" if plain else made.PRECISION):
+        with autocast(device, precision):
             loss, *_ = lesson(images, seen, kept, target)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

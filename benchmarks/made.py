@@ -34,7 +34,7 @@ def patient(spacing_mm: float = 1.0) -> Prepared:
     return prepare_case(simulate(5, settings), SCHEME)
 
 
-def network(name: str, size: str, *, plain: bool = False) -> AlignedSegmenter:
+def network(name: str, size: str, *, plain: bool = False, device: torch.device = CPU) -> AlignedSegmenter:
     """Four sequences, four classes, no alignment.
 
     plain: as a network lies in memory unless somebody moves it; and every sequence is encoded, dropped or not, as in
@@ -44,8 +44,8 @@ def network(name: str, size: str, *, plain: bool = False) -> AlignedSegmenter:
     found = build_segmenter(ModelConfig(name=name, size=size), AlignConfig(anchor="none"), GLIOMA_MRI, 4)
     if plain:
         found.backbone.uses_dropped = True
-        return found
-    return placed(found, CPU)
+        return found.to(device)
+    return placed(found, device)
 
 
 def written_plainly() -> None:
