@@ -251,7 +251,7 @@ def _check_weights(model: ModelConfig, backbone: Backbone, aligned: tuple[str, .
     """Raises ConfigError for a weight of a term that a backbone which names its terms does not have."""
     if not hasattr(backbone, "loss_weights"):
         return
-    terms = ["dice_ce", *trait(backbone, "loss_weights"), *(f"align/{level}" for level in aligned)]
+    terms = list(dict.fromkeys(["dice_ce", *trait(backbone, "loss_weights"), *(f"align/{level}" for level in aligned)]))
     for name in model.loss_weights:
         if name not in terms and name.partition("/")[0] not in terms:
             near = get_close_matches(name, terms, n=1)

@@ -103,7 +103,7 @@ def simulate(
         float, typer.Option("--gamma", metavar="G", help="Random contrast is bent by exponents of at most exp(G).")
     ] = 0.3,
     noise: Annotated[
-        float, typer.Option("--noise", metavar="S", help="Its sigma; white matter's signal is 1.")
+        float, typer.Option("--noise", metavar="S", help="Its sigma; the brighter of white and grey matter is 1.")
     ] = 0.015,
     correlation: Annotated[
         float, typer.Option("--noise-correlation", metavar="R", help="Of the noise of any two sequences, 0 to 1.")

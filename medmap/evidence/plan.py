@@ -37,7 +37,8 @@ class Phantoms:
 
     name:             in tables and file names
     train, val, test: how many; the test patients are complete and stay the same when ``train`` or ``missing`` change
-    seed:             of the draw; missing: probability with which each sequence of a patient to learn from is absent
+    seed:             of the draw; missing: probability with which each sequence of a patient to learn from is absent;
+                      those who validate lack nothing
     settings:         as in `medmap.phantom.Settings`
     others:           further data that the network is tested on
     """

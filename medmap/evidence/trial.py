@@ -63,7 +63,7 @@ def prepare(data: Data, work: Path, places: Mapping[str, Path], *, tests_only: b
         return Stores(patients_store(data, work, places), "", others)
     if tests_only:
         return Stores(Path(), "", {"test": _tested(data, work, places)})
-    learn = _phantoms(data, work, data.train + data.val, 2 * data.seed, data.missing)
+    learn = _phantoms(data, work, data.train + data.val, 2 * data.seed, data.missing, whole=data.val)
     ids = list(Store(learn).ids)
     split = learn.parent / f"{data.train}-{data.val}.json"
     # The first validate, so that more patients to learn from leave them as they are.
@@ -78,14 +78,19 @@ def _tested(data: Data, work: Path, places: Mapping[str, Path]) -> Path:
     return _phantoms(data, work, data.test, 2 * data.seed + 1, 0.0)
 
 
-def _phantoms(data: Phantoms, work: Path, count: int, seed: int, missing: float) -> Path:
-    about = f"{RECIPE}-{count}-{seed}-{missing:g}-{data.settings}"
+def _phantoms(data: Phantoms, work: Path, count: int, seed: int, missing: float, whole: int = 0) -> Path:
+    """whole: so many, the first, lack nothing. They validate, and choose as well where much is missing as elsewhere."""
+    about = f"{RECIPE}-{count}-{seed}-{missing:g}-{data.settings}{f'-{whole}' if missing else ''}"
     place = work / "data" / f"{data.name}-{_digest(about)}"
     if not (place / "store" / "whole").is_file():
         write_phantoms(place / "files", count, seed, data.settings, missing=missing)
+        for id in write_phantoms(place / "whole", whole, seed, data.settings) if missing and whole else ():
+            shutil.rmtree(place / "files" / id)
+            (place / "whole" / id).rename(place / "files" / id)
         write_store(recognise(place / "files"), place / "store")
         write_text(place / "store" / "whole", about)
         shutil.rmtree(place / "files")
+        shutil.rmtree(place / "whole", ignore_errors=True)
     return place / "store"
 
 

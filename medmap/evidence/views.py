@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from medmap.evidence.findings import MEAN, Outcome, effect, level
+from medmap.core.stats import paired_difference
+from medmap.evidence.findings import MEAN, Outcome, Table, effect, level, table
 from medmap.evidence.plan import ALL, FULL, MISSING, SINGLE, Arm
 from medmap.evidence.results import LEAK, Result, Results
 from medmap.figures.evidence import along, weight_panels
@@ -34,6 +35,44 @@ def effects_along(results: Results) -> Figure:
 
 def _gain(results: Results, arm: Arm, group: str) -> dict[str, Any]:
     return vars(effect(results, arm.name, arm.against, Outcome("test", group, MEAN)).difference)
+
+
+def gain_at_ends(results: Results) -> list[str]:
+    """Whether what an arm gains differs between the two ends of the axis: a difference of differences, case by case.
+
+        δ = (arm − its opponent) at the last place − (arm − its opponent) at the first
+
+    A sentence with its interval over patients and runs (`paired_difference`); none before both ends are there.
+    """
+    there = {arm.name for arm in results.arms()}
+    arms = [arm for arm in results.arms() if arm.at is not None and arm.against in there]
+    if len(arms) < 2:
+        return []
+    ends = [arms[-1], arms[0]]
+    (last, cases, patients), (first, others, _) = (_gains(results, arm) for arm in ends)
+    if cases != others:
+        return []
+    d = paired_difference(last, first, patients)
+    names = [arm.name.removesuffix(f", {arm.series}") for arm in ends]
+    said = f"What {ends[0].series} brings at {names[0]} less what it brings at {names[1]}: {d.mean:+.1f} points"
+    if not np.isfinite(d.low):
+        return [f"{said}; without an interval: not evidence."]
+    seen = "it depends" if d.low > 0 or d.high < 0 else "no dependence was seen"
+    caution = "" if d.evidence else " Fewer than three runs: not evidence."
+    runs = f"{d.seeds[0]} and {d.seeds[1]} runs, {d.patients} cases, p = {d.p:.3f}"
+    return [f"{said} [{d.low:.1f}, {d.high:.1f}] ({runs}): {seen}.{caution}"]
+
+
+def _gains(results: Results, arm: Arm) -> Table:
+    """What each run of an arm gains over the run of its opponent with the same seed; cases by name."""
+    with_it, without = (
+        table(results.finished(name), Outcome("test", results.study.group, MEAN)) for name in (arm.name, arm.against)
+    )
+    seeds = min(with_it.values.shape[1], without.values.shape[1])
+    cases = sorted(with_it.cases)
+    ours, theirs = ([each.cases.index(case) for case in cases] for each in (with_it, without))
+    gains = with_it.values[ours, :seeds] - without.values[theirs, :seeds]
+    return Table(gains, cases, [with_it.patients[i] for i in ours])
 
 
 def weights_over_steps(results: Results) -> Figure:
@@ -72,8 +111,8 @@ def last_weights(results: Results) -> Iterator[str]:
 def latent_table(results: Results) -> Iterator[str]:
     """What training made of the latents, means over the seeds: the deepest or the first aligned level of each arm."""
     yield (
-        "Latents of test patients ([what the numbers are](../theory.md)), means of the runs: before → after training, "
-        "at the level that an arm aligns (the first of several), at the deepest without one."
+        "Latents of test patients ([what the numbers are](../theory.md)): before → after training, means of the runs "
+        "(least … largest of them), at the level that an arm aligns (the first of several), at the deepest without one."
     )
     yield ""
     yield from _latent_rows([(arm.name, _levels_of(results, arm, None)) for arm in results.arms()])
@@ -85,7 +124,10 @@ def latent_tables(results: Results) -> Iterator[str]:
     runs = [run for arm in arms for run in _first_folds(results, arm)]
     there = [set(run.facts.get("latents", {}).get("levels", {})) for run in runs]
     for name in sorted(set.intersection(*there), reverse=True) if there else ():
-        yield f"Latents of test patients at {name} ([what the numbers are](../theory.md)): before → after training."
+        yield (
+            f"Latents of test patients at {name} ([what the numbers are](../theory.md)): before → after training, "
+            "means of the runs (least … largest of them)."
+        )
         yield ""
         yield from _latent_rows([(arm.name, _levels_of(results, arm, name)) for arm in arms])
         yield ""
@@ -96,11 +138,14 @@ def _latent_rows(found: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> It
     yield "|---|" + "---|" * len(NUMBERS)
     for name, levels in found:
         if levels:
-            pairs = (
-                [_number([_at(level[when], *path) for level in levels]) for when in ("before", "after")]
-                for path in NUMBERS.values()
+            cells = (
+                f"{_number(before)} → {_number(after)}{_range(after)}"
+                for before, after in (
+                    [[_at(level[when], *path) for level in levels] for when in ("before", "after")]
+                    for path in NUMBERS.values()
+                )
             )
-            yield f"| {name} | {' | '.join(' → '.join(pair) for pair in pairs)} |"
+            yield f"| {name} | {' | '.join(cells)} |"
 
 
 def _first_folds(results: Results, arm: Arm) -> list[Result]:
@@ -221,3 +266,8 @@ def _at(numbers: Mapping[str, Any], *path: str) -> float:
 def _number(values: Sequence[float]) -> str:
     there = [value for value in values if np.isfinite(value)]
     return f"{np.mean(there):.2g}" if there else "–"
+
+
+def _range(values: Sequence[float]) -> str:
+    there = [value for value in values if np.isfinite(value)]
+    return f" ({min(there):.2g} … {max(there):.2g})" if len(there) > 1 else ""

@@ -22,7 +22,8 @@ every student learns from it (s, t: logits of a student and the teacher, y: the 
                     linear with a ReLU between, scaled to length 1; both are learned with the student
 
 So the teacher is followed where it is right and the student is worse, and a student's view of a patient comes to lie
-next to the teacher's view of that patient and apart from its view of the others. A batch of one has positives alone.
+next to the teacher's view of that patient and apart from its view of the others. A batch of one has positives alone,
+which e and e' meet by constants: it takes two or more for this term to mean anything.
 
 Source: Chen, Dou, Jin, Liu, Heng, "Learning with privileged multimodal knowledge for unimodal segmentation", IEEE
 Transactions on Medical Imaging 41 (2022). Deviations from the public code:
@@ -157,7 +158,7 @@ class PMKL(nn.Module):
     >>> images = {name: torch.randn(1, 1, 17, 20, 16) for name in net.modalities}
     >>> decoded = net.decode(net.encode(images, seen), kept)
     >>> decoded.logits.shape, sorted(decoded.auxiliary), sorted(decoded.losses)[:2]
-    (torch.Size([1, 4, 17, 20, 16]), ['student/t1c', 'teacher'], ['contrastive/t1c', 'contrastive/t2f'])
+    (torch.Size([1, 4, 17, 20, 16]), ['student/t1c', 'student/t2f', 'teacher'], ['contrastive/t1c', 'contrastive/t2f'])
     """
 
     separable = True
@@ -180,7 +181,9 @@ class PMKL(nn.Module):
         self.modalities = modalities
         self.classes = classes
         self.progress: float | None = None
-        self.loss_weights = {"teacher": 1.0, "student": 1.0, "kd": 0.5, "contrastive": 0.5}
+        # Everybody learns from all rows they may look at, asked or not: in the answer a row would count for less, the
+        # more of the batch somebody else was asked about.
+        self.loss_weights = {"dice_ce": 0.0, "teacher": 1.0, "student": 1.0, "kd": 0.5, "contrastive": 0.5}
         self.stages = (TEACHER_SHARE,)
         self.needs = {"kd": "teacher", "contrastive": "teacher"}
         self.teacher = PMKLTeacher(modalities, classes, size)
@@ -223,17 +226,14 @@ class PMKL(nn.Module):
                 with torch.set_grad_enabled((learning or not self.training) and torch.is_grad_enabled()):
                     said[name] = self._student_says(cast(_Student, student), encoded, rows)
                 logits = _put(logits, asked[name], said[name])
-        auxiliary: dict[str, Auxiliary] = {}
-        if teaching and lesson is not None:
-            auxiliary[TEACHER] = Auxiliary(lesson.logits, ~asked[TEACHER])
-        if not (learning and lesson is not None):
+        if not self.training:
+            return Decoded(logits, {}, {})
+        assert lesson is not None
+        logits = logits.detach()
+        auxiliary = {TEACHER: Auxiliary(lesson.logits, torch.ones_like(asked[TEACHER]))} if teaching else {}
+        if not learning:
             return Decoded(logits, auxiliary, {})
-        # what is an answer already counts there
-        auxiliary |= {
-            f"student/{name}": Auxiliary(_put(logits.detach(), one.rows, one), one.rows & ~asked[name])
-            for name, one in said.items()
-            if bool((one.rows & ~asked[name]).any())
-        }
+        auxiliary |= {f"student/{name}": Auxiliary(_put(logits, one.rows, one), one.rows) for name, one in said.items()}
         return Decoded(logits, auxiliary, self._lessons(said, lesson))
 
     def _everybody(self, encoded: Encoded, kept: Bool[Tensor, "B M"], asked: Mapping[str, Tensor]) -> Decoded:

@@ -206,6 +206,8 @@ def acquire(
         n = shape[scan.ghost_axis]
         image = image + scan.ghost * image.roll(round(scan.ghost_shift * n), dims=scan.ghost_axis)
     image = rician(image, along_axes(noise, spread), sigma)
+    if scan.timing.kind == "adc":  # the ratio of two images, in which the coil's gain cancels
+        return image
     return image * bias_field((x, y, z), scan.bias, bias_coefficients)
 
 

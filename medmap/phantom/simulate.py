@@ -42,7 +42,8 @@ class Settings:
     modalities:        any of those with a signal equation; the organ's usual ones where none are named
     organ:             brain (with a glioma) or liver (with lesions)
     spacing_mm:        edge of the cubic voxels, 1 … 4
-    noise:             median over scans of σ of the complex noise, in units of the image's white-matter signal
+    noise:             median over scans of σ of the complex noise, the brighter of white and grey matter (of liver and
+                       spleen) is 1
     noise_correlation: ρ between the complex noise of any two modalities, 0 … 1
     bias_correlation:  between the coefficients of the coil's bias of any two modalities, 0 … 1
     randomised:        weight of the randomised mode: the share of scans with random contrast, 0 (physical) … 1
@@ -78,7 +79,7 @@ class Settings:
             raise InputError(f"spacing: found {self.spacing_mm} mm; expected {low:g} to {high:g} mm")
         if not 0 <= self.noise < np.inf:
             raise InputError(
-                f"noise: found {self.noise}; expected 0 or more, in units of the white-matter signal (0.015 is usual)"
+                f"noise: found {self.noise}; expected 0 or more, white or grey matter being 1 (0.015 is usual)"
             )
         if not 0 <= self.gamma <= 2:
             raise InputError(f"gamma: found {self.gamma}; expected the largest |log γ|, from 0 to 2 (0.3 is usual)")

@@ -5,7 +5,8 @@ normal P^N, and all of them before no alignment (arXiv 2408.09465). Hypothesis: 
 to leave 1/M, so the uniform mixture is the control that P\* has to beat; α = 0 is the control of all, and T without a
 loss that of the encoder T. Beside the paper's anchors stand those that carry information
 ([which](../method.md#anchors-that-carry-information)), for the U-Net alone: that was cut for two cores to carry the
-grid, before any result was looked at. Every anchor acts on the deepest latents with α = 0.1, of T on its output.
+grid, before any result was looked at. Every anchor acts on the deepest latents with α = 0.1, of T on its output; that
+of `lckd` from the first validation on, at a third of the steps.
 """
 
 from collections.abc import Mapping

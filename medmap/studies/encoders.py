@@ -4,8 +4,9 @@ T maps each image to a latent before the backbone. The paper's is joint (groups 
 modality and a wider one. A joint T mixes images before anything is masked: in its published first form a "missing"
 sequence is dropped behind T and so never missing. *Leaking* is that form: it is shown as the fragment would score it,
 with the dropped images in T's view, beside what the same network reaches where they are really absent. Each T stands
-without a loss (against none) and with P* on its output (against the same T). The backbones are a convolutional and a
-transformer network. Seconds and parameters are in the table.
+without a loss (against none) and with P* on its output (against the same T). The loss pulls what there are latents of:
+all that a patient has where T is private or leaking, what is kept of it where T is joint; so these differ in how much
+is pulled as well. The backbones are a convolutional and a transformer network. Seconds and parameters are in the table.
 """
 
 from medmap.evidence.plan import Arm, Study

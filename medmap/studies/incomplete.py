@@ -2,13 +2,13 @@
 
 Dropping a sequence in training is not the same as never having had it: nothing can be drawn in its place, and fewer
 pairs are seen together. Hypothesis: that is where an anchor helps. Each sequence of each patient to learn from is
-absent with the probability on the axis; test patients are complete.
+absent with the probability on the axis; patients who validate and who test are complete.
 """
 
 from dataclasses import replace
 
 from medmap.evidence.plan import Study
-from medmap.evidence.views import effects_along
+from medmap.evidence.views import effects_along, gain_at_ends
 from medmap.studies._common import PHANTOMS, RECIPE, pairs
 
 STUDY = Study(
@@ -29,5 +29,6 @@ STUDY = Study(
         ]
     ),
     axis="share of the training sequences that are absent",
+    more=gain_at_ends,
     draws={"gain": effects_along},
 )

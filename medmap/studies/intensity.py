@@ -21,7 +21,7 @@ DATA = replace(PHANTOMS, others=STRANGE)
 
 STUDY = Study(
     name="intensity",
-    asks="Does what alignment brings change where intensities are not those it learned from?",
+    asks="Does alignment change Dice where intensities are not those it learned from?",
     about=__doc__.partition("\n\n")[2],
     data=DATA,
     recipe=RECIPE,

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from medmap.core.modality import ModalitySet
 from medmap.evidence.plan import Study
-from medmap.evidence.views import effects_along
+from medmap.evidence.views import effects_along, gain_at_ends
 from medmap.phantom import Settings
 from medmap.studies._common import PHANTOMS, RECIPE, pairs
 
@@ -38,5 +38,6 @@ STUDY = Study(
         ]
     ),
     axis="M, number of modalities",
+    more=gain_at_ends,
     draws={"gain": effects_along},
 )

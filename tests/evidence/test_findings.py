@@ -24,6 +24,7 @@ from medmap.evidence.results import (
     write_result,
 )
 from medmap.evidence.tables import latex, markdown, subset_rows
+from medmap.evidence.views import gain_at_ends
 
 SUBSETS = [str(subset) for subset in GLIOMA_MRI.subsets()]
 REGIONS = ("WT", "TC", "ET")
@@ -318,3 +319,27 @@ def test_a_case_that_lacks_a_sequence_is_written_and_read(tmp_path) -> None:
     read = read_result(tmp_path, trial)
     assert read is not None
     assert read.rows == made_rows
+
+
+def test_whether_a_gain_depends_on_the_axis_is_one_difference_of_differences() -> None:
+    arms = [Arm(f"{at}, α = 0", series="α = 0", at=at) for at in (0.0, 1.0)]
+    arms += [Arm(f"{at}, P*", ("align=none",), f"{at}, α = 0", series="P*", at=at) for at in (0.0, 1.0)]
+    study = Study("s", "?", "", Phantoms("p"), tuple(arms), seeds=3)
+    rng = np.random.default_rng(1)
+    own = rng.normal(60, 9, size=20)
+
+    def run(gain: float) -> tuple[Scored, ...]:
+        return tuple(scored(f"c{i}", f"p{i}", float(own[i] + gain + rng.normal(0, 0.1))) for i in rng.permutation(20))
+
+    def said(first: float, last: float) -> str:
+        gains = {"0.0, α = 0": 0.0, "1.0, α = 0": 0.0, "0.0, P*": first, "1.0, P*": last}
+        rows = {
+            arm.name: [[Result(t, FINISHED, run(gains[arm.name])) for t in folds] for folds in study.trials(arm)]
+            for arm in arms
+        }
+        (sentence,) = gain_at_ends(Results(study, rows))
+        return sentence
+
+    assert said(1.0, 3.0).startswith("What P* brings at 1.0 less what it brings at 0.0: +2.0 points [")
+    assert said(1.0, 3.0).endswith("it depends.")
+    assert said(2.0, 2.0).endswith("no dependence was seen.")

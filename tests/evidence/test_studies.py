@@ -23,10 +23,10 @@ from medmap.data.store import Store
 from medmap.errors import DivergenceError, InputError
 from medmap.evidence import runner
 from medmap.evidence import trial as trials
-from medmap.evidence.plan import Patients, Trial
+from medmap.evidence.plan import Patients, Phantoms, Trial
 from medmap.evidence.results import RUNS, Result, Scored, write_result
 from medmap.evidence.runner import refuse_other_data
-from medmap.evidence.trial import patients_store
+from medmap.evidence.trial import patients_store, prepare
 from medmap.studies import study_names
 
 
@@ -52,6 +52,15 @@ def test_every_study_runs_in_small(name: str, work: Path, tmp_path: Path) -> Non
     assert found["runs"]["finished"] == found["runs"]["needed"] >= 2
     assert found["verdicts"]
     assert not list((work / "quick" / "runs").iterdir())  # networks are not kept
+
+
+def test_patients_who_validate_lack_nothing(tmp_path: Path) -> None:
+    data = Phantoms("incomplete", train=6, val=3, test=1, missing=0.6)
+    stores = prepare(data, tmp_path, {})
+    store, division = Store(stores.learn), json.loads(Path(stores.split).read_text())
+    counts = {group: [len(store.sequences(case)) for case in division[group]] for group in ("train", "val")}
+    assert counts["val"] == [4] * 3
+    assert min(counts["train"]) < 4
 
 
 def test_latents_are_looked_at_where_there_are_patients_enough(

@@ -306,6 +306,11 @@ def test_the_coil_multiplies() -> None:
     assert flat.log().std(correction=0).item() == pytest.approx(0.1, rel=0.01)
 
 
+def test_the_coil_cancels_in_a_ratio_of_images() -> None:
+    adc = replace(CLEAN, bias=0.1, timing=_scan(name="adc").timing)
+    assert _acquired(adc, torch.ones(SHAPE)).std() < 1e-4
+
+
 def test_a_scan_is_the_same_for_the_same_stream_and_all_its_numbers_are_possible() -> None:
     assert _scan(3) == _scan(3) != _scan(4)
     for seed in range(200):
