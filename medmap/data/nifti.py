@@ -100,8 +100,8 @@ def read_volume(path: Path, channel: int | None = None) -> tuple[NDArray[np.floa
 
     channel: which volume of a 4-D file; None where the file is 3-D
 
-    Raises InputError as `read_header` does, for a damaged file, for a 4-D file where no channel is asked for, and
-    for a channel that the file does not hold.
+    Raises InputError as `read_header` does, for a damaged file (of a .gz, the checksum is held to), for a 4-D file
+    where no channel is asked for, and for a channel that the file does not hold.
     """
     header = read_header(path)
     data = _voxels(header, channel)
@@ -206,9 +206,11 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
-    except (EOFError, zlib.error) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        if isinstance(error, gzip.BadGzipFile) and not _is_gzip(path):
+            raise InputError(f"{path}: {_unlike_nifti(path)}, a NIfTI file is expected; {again}") from error
         raise InputError(f"{path}: damaged or cut off while it was written ({error}); {again}") from error
-    except (ImageFileError, HeaderDataError, gzip.BadGzipFile) as error:
+    except (ImageFileError, HeaderDataError) as error:
         raise InputError(f"{path}: {_unlike_nifti(path)}, a NIfTI file is expected; {again}") from error
     except (OSError, ValueError, TypeError, OverflowError, KeyError) as error:
         raise InputError(f"{path}: cannot be read ({error}); {again}") from error
@@ -219,9 +221,14 @@ def _unlike_nifti(path: Path) -> str:
         start = file.read(2)
     if not start:
         return "empty"
-    if path.name.lower().endswith(".gz") and start != b"\x1f\x8b":
+    if path.name.lower().endswith(".gz") and not _is_gzip(path):
         return "named .gz but its bytes are not gzip"
     return "something else inside"
+
+
+def _is_gzip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 @contextmanager
@@ -245,10 +252,17 @@ class _Refuse(logging.Filter):
 def _open(path: Path) -> Any:
     if path.is_dir():
         raise InputError(f"{path}: is a folder; a NIfTI file is expected")
+    if path.exists() and not path.name.lower().endswith(SUFFIXES):  # nibabel would believe the name, and fail its way
+        found = f"a name that ends in {path.suffix}" if path.suffix else "a name without an ending"
+        raise InputError(
+            f"{path}: found {found}; expected a NIfTI file (.nii or .nii.gz); convert it, or name the right file"
+        )
     with _explained(path), _silent():
         image = nib.load(path)
     if not isinstance(image, nib.Nifti1Image):
-        raise InputError(f"{path}: found {type(image).__name__}; expected a NIfTI file (.nii or .nii.gz)")
+        raise InputError(
+            f"{path}: found {type(image).__name__}; expected a NIfTI file of one piece (.nii or .nii.gz); convert it"
+        )
     return image
 
 
@@ -262,10 +276,20 @@ def _voxels(header: Header, channel: int | None) -> NDArray[Any]:
     if channel is not None and not 0 <= channel < many:
         raise InputError(f"{header.path}: volume {channel + 1} is asked for, the file holds {many}")
     with _explained(header.path), _silent():
-        data = nib.load(header.path, mmap=False).dataobj
-        if len(header.shape) > 3:
-            return np.asanyarray(data[..., 0 if channel is None else channel]).reshape(header.shape[:3])
-        return np.asanyarray(data)
+        image = nib.load(header.path, mmap=False)
+        if not header.path.name.lower().endswith(".gz"):
+            return _array(image.dataobj, header, channel)
+        with gzip.open(header.path, "rb") as stream:
+            voxels = _array(type(image).from_stream(stream).dataobj, header, channel)
+            while stream.read(1 << 20):  # the checksum stands at the end, beyond the last voxel
+                pass
+            return voxels
+
+
+def _array(data: Any, header: Header, channel: int | None) -> NDArray[Any]:
+    if len(header.shape) > 3:
+        return np.asanyarray(data[..., 0 if channel is None else channel]).reshape(header.shape[:3])
+    return np.asanyarray(data)
 
 
 def _save(image: Any, path: Path) -> None:
