@@ -8,7 +8,6 @@ voxels are read by `read_case`, and by `recognise` where ``deep`` allows it.
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -21,12 +20,14 @@ import numpy as np
 
 from medmap.core.labels import LabelScheme, scheme_named
 from medmap.core.modality import GLIOMA_MRI, canonical
-from medmap.data.bids import json_table, truths
+from medmap.data.bids import truths
 from medmap.data.cases import CaseFiles, DataFolder, ImageRef, ordered, read_case
 from medmap.data.dicom import looks_dicom
 from medmap.data.filenames import SEG_WORDS, bids_case, bids_name, by_tail, style_of
+from medmap.data.folders import files_below, json_table, walk
 from medmap.data.labelmaps import LabelMap, decided, from_json, from_names, from_values, group_of, patient_of
 from medmap.data.nifti import is_nifti, read_labels, stem
+from medmap.data.own import by_medmap
 from medmap.errors import InputError
 
 __all__ = ["FAMILIES", "LAYOUTS", "CaseFiles", "DataFolder", "ImageRef", "read_case", "recognise"]
@@ -179,8 +180,9 @@ def brats(root: Path, others: Collection[str] = ()) -> Found:
         return Found()
     cases: list[CaseFiles] = []
     notes: list[str] = []
-    for folder, paths in _walk(root):
-        cases += _named_cases(root, folder, paths, notes, others)
+    for folder, files in walk(root, depth=4):
+        if paths := [path for path in files if is_nifti(path)]:
+            cases += _named_cases(root, folder, paths, notes, others)
     return Found(cases, notes)
 
 
@@ -193,6 +195,9 @@ def _named_cases(
     images, segs, spare = by_tail(paths, others)
     if not images:
         return
+    if own := [path for path in (*segs.values(), *spare) if by_medmap(path, root)]:
+        notes.append(_no_truth(folder.name, own))
+        images, segs, spare = by_tail([path for path in paths if path not in own], others)
     # One BraTS 2020 case names its segmentation W39_1998.09.19_Segm: what says seg beside one case belongs to it.
     alone = next(iter(images)) if len(images) == 1 else None
     spare += [segs.pop(case) for case in list(segs) if case not in images]
@@ -200,6 +205,7 @@ def _named_cases(
     if alone is not None and alone not in segs and len(loose) == 1:
         segs[alone] = loose[0]
         spare.remove(loose[0])
+        notes.append(f"{folder.name}: {loose[0].name} is taken for the segmentation, as its name says seg")
     if spare:
         names = ", ".join(path.name for path in spare[:4]) + (" …" if len(spare) > 4 else "")
         notes.append(f"{folder.name}: left out {names}: neither one more sequence nor the segmentation")
@@ -211,6 +217,14 @@ def _named_cases(
         family = {"brats2023": "brats2023+"}.get(style, style) if plain else known.candidates[0]
         refs = {name: ImageRef(slot[name]) for name in ordered(slot)}
         yield CaseFiles(name, patient_of(name), group_of(name, above), refs, segs.get(case), family, known)
+
+
+def _no_truth(where: str, masks: Sequence[Path]) -> str:
+    names = ", ".join(path.name for path in masks[:4]) + (" …" if len(masks) > 4 else "")
+    return (
+        f"{where}: left out {names}: medmap made it, so it is no truth; once a person has corrected it, write "
+        '"Manual": true into the JSON beside it'
+    )
 
 
 def _rows(table: Path, columns: list[str], rows: list[tuple[int, list[str]]]) -> Found:
@@ -227,6 +241,9 @@ def _rows(table: Path, columns: list[str], rows: list[tuple[int, list[str]]]) ->
         if not paths:
             notes.append(f"{table.name}, line {line}: case {case} is left out: no image in its row")
             continue
+        if seg is not None and by_medmap(seg, table.parent):
+            notes.append(_no_truth(f"{table.name}, line {line}", [seg]))
+            seg = None
         images = {name: ImageRef(paths[name]) for name in ordered(paths)}
         cases.append(CaseFiles(case, patient, group, images, seg, "csv", from_names(case, "plain")))
     return Found(cases, notes)
@@ -261,13 +278,16 @@ def _task(root: Path) -> tuple[Path, dict[str, Any] | None]:
 
 def _task_cases(folder: Path, images: dict[str, dict[str, ImageRef]], family: str, known: LabelMap) -> Found:
     truth = folder.parent / folder.name.replace("images", "labels")
-    segs = {stem(path): path for path in _niftis(truth)}
+    masks = _niftis(truth)
+    own = [path for path in masks if by_medmap(path, folder.parent)]
+    segs = {stem(path): path for path in masks if path not in own}
     cases = []
     for case, refs in images.items():
         sorted_refs = {name: refs[name] for name in ordered(refs)}
         cases.append(CaseFiles(case, patient_of(case), group_of(case), sorted_refs, segs.get(case), family, known))
     tests = len(_niftis(folder.parent / "imagesTs")) if folder.name == "imagesTr" else 0
-    return Found(cases, [f"imagesTs: {tests} files without labels left out; name that folder to read it"] * bool(tests))
+    notes = [f"imagesTs: {tests} files without labels left out; name that folder to read it"] * bool(tests)
+    return Found(cases, [*notes, *[_no_truth(truth.name, own)] * bool(own)])
 
 
 def _channels(names: Any, where: Path) -> dict[int, str]:
@@ -284,16 +304,6 @@ def _channels(names: Any, where: Path) -> dict[int, str]:
 
 def _niftis(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if is_nifti(path)) if folder.is_dir() else []
-
-
-def _walk(root: Path, depth: int = 4) -> Iterator[tuple[Path, list[Path]]]:
-    """Folders that hold NIfTI files, down to four levels; links are followed, hidden folders are not."""
-    for folder, below, names in os.walk(root, followlinks=True):
-        here = Path(folder)
-        level = len(here.relative_to(root).parts)
-        below[:] = [] if level >= depth else sorted(name for name in below if not name.startswith("."))
-        if paths := [here / name for name in sorted(names) if is_nifti(here / name)]:
-            yield here, paths
 
 
 def _refuse_twins(cases: list[CaseFiles]) -> None:
@@ -330,7 +340,7 @@ def _shared_map(cases: list[CaseFiles]) -> tuple[LabelScheme | None, str]:
 
 def _nothing_in(root: Path) -> InputError:
     """Why a folder holds no case, in the words that help."""
-    files = [Path(folder) / name for folder, _, names in os.walk(root) for name in sorted(names)]
+    files = files_below(root)
     niftis = [path for path in files if is_nifti(path)]
     if niftis:
         names = ", ".join(path.name for path in niftis[:3]) + (" …" if len(niftis) > 3 else "")

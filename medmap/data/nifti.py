@@ -276,7 +276,7 @@ def _voxels(header: Header, channel: int | None) -> NDArray[Any]:
     if channel is not None and not 0 <= channel < many:
         raise InputError(f"{header.path}: volume {channel + 1} is asked for, the file holds {many}")
     with _explained(header.path), _silent():
-        image = nib.load(header.path, mmap=False)
+        image: Any = nib.load(header.path, mmap=False)
         if not header.path.name.lower().endswith(".gz"):
             return _array(image.dataobj, header, channel)
         with gzip.open(header.path, "rb") as stream:
@@ -287,9 +287,8 @@ def _voxels(header: Header, channel: int | None) -> NDArray[Any]:
 
 
 def _array(data: Any, header: Header, channel: int | None) -> NDArray[Any]:
-    if len(header.shape) > 3:
-        return np.asanyarray(data[..., 0 if channel is None else channel]).reshape(header.shape[:3])
-    return np.asanyarray(data)
+    volume = np.asanyarray(data[..., channel or 0] if len(header.shape) > 3 else data)
+    return volume.reshape(header.shape[:3])
 
 
 def _save(image: Any, path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from made_up_trees import FOUR, case_2021, case_2023, image, labels, save
 
 from medmap.core.labels import SCHEMES
+from medmap.data.folders import files_below
 from medmap.data.layouts import FAMILIES, LAYOUTS, read_case, recognise
 from medmap.errors import InputError
 
@@ -166,6 +167,69 @@ def test_several_cases_in_one_folder(tmp_path: Path) -> None:
         ("BraTS2021_00003", ("t1n", "t2f", "seg")),
         ("BraTS2021_00004", ("t1n", "t2f", "seg")),
     ]
+
+
+LOOSE = "W39_1998.09.19_Segm.nii.gz"
+
+
+def test_a_segmentation_that_is_taken_by_a_loose_name_is_noted(tmp_path: Path) -> None:
+    case_2021(tmp_path, "hospital_7", codes=None)
+    save(tmp_path / "hospital_7" / LOOSE, labels((4,)))
+    found = recognise(tmp_path)
+    assert found.cases[0].labels == tmp_path / "hospital_7" / LOOSE
+    assert found.notes == (f"hospital_7: {LOOSE} is taken for the segmentation, as its name says seg",)
+
+
+def predicted(path: Path, **more: object) -> None:
+    """A mask and one of its regions, with the record that `medmap predict` leaves beside them."""
+    for name in (path.name, path.name.replace(".nii.gz", "-WT.nii.gz")):
+        save(path.with_name(name), labels((1, 2, 4)))
+    record = path.with_name(path.name.replace(".nii.gz", ".medmap.json"))
+    record.write_text(json.dumps({"volumes_ml": {"WT": 3.0}, **more}))
+
+
+OWN = {
+    "2021": (lambda root: case_2021(root, "A", codes=None), "A/A_seg.nii.gz"),
+    "2023": (lambda root: case_2023(root, "A", codes=None), "A/A-seg.nii.gz"),
+    "loose": (lambda root: case_2021(root, "A", codes=None), "A/seg.nii.gz"),
+    "nnunet": (trees.nnunet, "labelsTr/patient_1.nii.gz"),
+    "msd": (trees.msd, "labelsTr/BRATS_001.nii.gz"),
+    "csv": (trees.table, "scans/seg.nii.gz"),
+    "bids": (trees.bids, "derivatives/manual/sub-01/ses-1/anat/sub-01_ses-1_dseg.nii.gz"),
+    "phantom": (trees.phantom, "phantom-0001/phantom-0001-seg.nii.gz"),
+}
+
+
+@pytest.mark.parametrize("layout", OWN)
+def test_masks_by_medmap_are_no_truth_in_any_layout(layout: str, tmp_path: Path) -> None:
+    build, mask = OWN[layout]
+    build(tmp_path)
+    predicted(tmp_path / mask)
+    found = recognise(tmp_path)
+    assert found.cases[0].labels is None
+    assert layout == "bids" or any("medmap made it, so it is no truth" in note for note in found.notes)
+    predicted(tmp_path / mask, Manual=True)
+    assert recognise(tmp_path).cases[0].labels == tmp_path / mask
+
+
+def test_a_mask_by_medmap_does_not_hide_the_truth_beside_it(tmp_path: Path) -> None:
+    case_2021(tmp_path, "A")
+    predicted(tmp_path / "A" / "A_labels.nii.gz")  # comes before A_seg in the alphabet
+    assert recognise(tmp_path).cases[0].labels == tmp_path / "A" / "A_seg.nii.gz"
+
+
+def test_linked_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
+    for name, build in {"bids": trees.bids, "brats": trees.brats2021}.items():
+        build(tmp_path / "far" / name)
+        (tmp_path / name).mkdir()
+        for folder in (tmp_path / "far" / name).iterdir():
+            (tmp_path / name / folder.name).symlink_to(folder)
+        (tmp_path / name / "circle").symlink_to(tmp_path / name)
+        near, far = recognise(tmp_path / name), recognise(tmp_path / "far" / name)
+        assert [(case.id, tuple(case.files)) for case in near.cases] == [
+            (case.id, tuple(case.files)) for case in far.cases
+        ]
+    assert not [path for path in files_below(tmp_path / "bids") if "circle" in path.parts]
 
 
 # ---- label maps -------------------------------------------------------------------------------------------------
