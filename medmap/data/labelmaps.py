@@ -38,7 +38,7 @@ def decided(name: str, evidence: str) -> LabelMap:
 def from_names(case_id: str, style: str) -> LabelMap:
     """The label map that an id and its file names stand for.
 
-    style: ``brats2021`` (``_t1ce``), ``brats2023`` (``-t1c``) or ``plain``, a key of STYLE_RULES
+    style: ``brats2021`` (``_t1ce``), ``brats2023`` (``-t1c``) or ``plain``, a key of STYLE_RULES, as `style_of` finds
 
     >>> from_names("BraTS-GLI-02073-100", "brats2023").scheme.name
     'brats2024'
@@ -189,6 +189,9 @@ def _regions_of(classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
     inside = {name for members in shared.values() for name in members}
     return shared | {name: (name,) for name in classes if name not in inside}
 
+
+OLD_IDS = r"Brats1[789]_|BraTS20_|BraTS2021_"
+"""How ids of BraTS 2017–2021 begin."""
 
 ID_RULES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (r"Brats1[789]_", ("brats2021",), "ids of BraTS 2017–2019"),

@@ -23,9 +23,9 @@ from medmap.core.modality import GLIOMA_MRI, canonical
 from medmap.data.bids import truths
 from medmap.data.cases import CaseFiles, DataFolder, ImageRef, ordered, read_case
 from medmap.data.dicom import looks_dicom
-from medmap.data.filenames import SEG_WORDS, bids_case, bids_name, by_tail, style_of
+from medmap.data.filenames import SEG_WORDS, bids_case, bids_name, by_tail, says_t1ce, style_of
 from medmap.data.folders import files_below, json_table, walk
-from medmap.data.labelmaps import LabelMap, decided, from_json, from_names, from_values, group_of, patient_of
+from medmap.data.labelmaps import OLD_IDS, LabelMap, decided, from_json, from_names, from_values, group_of, patient_of
 from medmap.data.nifti import is_nifti, read_labels, stem
 from medmap.data.own import by_medmap
 from medmap.errors import InputError
@@ -180,9 +180,10 @@ def brats(root: Path, others: Collection[str] = ()) -> Found:
         return Found()
     cases: list[CaseFiles] = []
     notes: list[str] = []
-    for folder, files in walk(root, depth=4):
-        if paths := [path for path in files if is_nifti(path)]:
-            cases += _named_cases(root, folder, paths, notes, others)
+    niftis = {folder: [path for path in files if is_nifti(path)] for folder, files in walk(root, depth=4)}
+    old = says_t1ce(stem(path) for paths in niftis.values() for path in paths)
+    for folder, paths in niftis.items():
+        cases += _named_cases(root, folder, paths, notes, others, old)
     return Found(cases, notes)
 
 
@@ -190,8 +191,9 @@ def brats(root: Path, others: Collection[str] = ()) -> Found:
 
 
 def _named_cases(
-    root: Path, folder: Path, paths: list[Path], notes: list[str], others: Collection[str]
+    root: Path, folder: Path, paths: list[Path], notes: list[str], others: Collection[str], old: bool
 ) -> Iterator[CaseFiles]:
+    """Cases of one folder; ``old``: whether the data set has names of BraTS 2018–2021."""
     images, segs, spare = by_tail(paths, others)
     if not images:
         return
@@ -211,7 +213,8 @@ def _named_cases(
         notes.append(f"{folder.name}: left out {names}: neither one more sequence nor the segmentation")
     above = [*root.resolve().parts[-2:], *folder.relative_to(root).parts]
     for case, slot in images.items():
-        name, style = case or folder.resolve().name, style_of(slot.values())
+        name = case or folder.resolve().name
+        style = style_of(slot.values(), old or re.match(OLD_IDS, name) is not None)
         known = from_names(name, style)
         plain = style == "plain" or known.scheme is None
         family = {"brats2023": "brats2023+"}.get(style, style) if plain else known.candidates[0]

@@ -273,6 +273,22 @@ def test_names_of_2021_decide_for_an_id_of_ones_own(tmp_path: Path) -> None:
     assert scheme_of(tmp_path) == "brats2021"
 
 
+def test_names_that_anybody_gives_are_of_no_year(tmp_path: Path) -> None:
+    case_2021(tmp_path, "p7", has=("t2f", "t2w"))
+    found = recognise(tmp_path)
+    assert (found.family, found.scheme, found.undecided) == ("plain", None, ("p7",))
+    case_2021(tmp_path, "p8")  # one t1ce says for the whole data set how its names are meant
+    found = recognise(tmp_path)
+    assert (found.family, found.scheme, found.undecided) == ("brats2021", SCHEMES["brats2021"], ())
+
+
+@pytest.mark.parametrize("case", ["BraTS2021_00002", "BraTS20_Training_001", "Brats18_CBICA_AAB_1"])
+def test_an_id_of_2018_to_2021_needs_no_t1ce(case: str, tmp_path: Path) -> None:
+    case_2021(tmp_path, case, has=("t1n", "t2f"))
+    found = recognise(tmp_path)
+    assert (found.family, found.scheme) == ("brats2021", SCHEMES["brats2021"])
+
+
 def test_names_of_2021_with_an_id_of_2024_are_a_contradiction(tmp_path: Path) -> None:
     case_2021(tmp_path, "BraTS-GLI-02073-100", codes=(1, 2, 4))
     found = recognise(tmp_path, deep=True)
