@@ -32,6 +32,9 @@ SMALL_ML, SMALL_VOXELS = 200.0, 20_000
 """A grid of so many voxels holds a whole brain, at 4 mm; that less than this is not 0 is part of one, or a wrong voxel
 size."""
 
+FORMS_MM = 0.5
+"""Quaternions are rounded to float32, which moves no voxel so far."""
+
 SMALL_SHARE = 0.5
 """An image with less than this share of its siblings' volume shows something else than they do."""
 
@@ -124,6 +127,10 @@ class Look:
             if not header.oriented and (ref.channel or 0) == 0:
                 what = f"{ref.path.name}: neither qform nor sform is set, so left and right are a guess"
                 self._add("orientation", what, "export it again from its source, with orientation", ref.path)
+            if header.forms_apart > FORMS_MM and (ref.channel or 0) == 0:
+                what = f"qform and sform disagree by {header.forms_apart:.3g} mm; medmap uses the sform"
+                cure = "find out which is right, and copy it over the other (fslorient -copysform2qform FILE)"
+                self._add("forms", f"{ref.path.name}: {what}", cure, ref.path)
 
     def _grids(self) -> None:
         first = next(iter(self.headers.values()), None)
@@ -366,6 +373,7 @@ SEVERITY: dict[str, str] = {
     "label": "error",
     "duplicate": "error",
     "orientation": "warning",
+    "forms": "warning",
     "background": "warning",
     "raw": "warning",
     "small": "warning",

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ class Header:
     dtype:   type on disk
     oriented: whether the file says where the volume lies (qform or sform code > 0); else the affine is a default
     unit:    of lengths, as the file names it: mm, meter, micron or unknown; the affine is not brought to mm
+    forms_apart: how far qform and sform put the same voxel apart, where both are set, at the corner where it is most;
+             in the unit of lengths. The affine is the sform then
     """
 
     path: Path
@@ -50,6 +53,7 @@ class Header:
     dtype: np.dtype[Any]
     oriented: bool = True
     unit: str = "unknown"
+    forms_apart: float = 0.0
 
     @property
     def channels(self) -> int:
@@ -92,7 +96,8 @@ def read_header(path: Path) -> Header:
     if dtype.kind not in "iuf":
         raise InputError(f"{path}: voxels are of type {dtype}; numbers are expected (is it a colour picture?)")
     codes = int(image.header["qform_code"]), int(image.header["sform_code"])
-    return Header(Path(path), shape, affine, dtype, any(codes), _unit(image.header))
+    apart = _forms_apart(image.header, shape) if all(code > 0 for code in codes) else 0.0
+    return Header(Path(path), shape, affine, dtype, any(codes), _unit(image.header), apart)
 
 
 def read_volume(path: Path, channel: int | None = None) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -191,6 +196,16 @@ def looks_cut_off(header: Header) -> bool:
             return sum(len(block) for block in iter(lambda: stream.read(1 << 20), b"")) < needed
     except (OSError, EOFError, zlib.error):
         return True
+
+
+def _forms_apart(header: Any, shape: tuple[int, ...]) -> float:
+    """Both are affine, so that they are farthest apart at a corner; 0 where the qform is none that can be read."""
+    corners = np.array([(*at, 1) for at in product(*((0, n - 1) for n in shape[:3]))], np.float64)
+    try:
+        apart = corners @ (header.get_qform() - header.get_sform()).T
+    except (HeaderDataError, ValueError):
+        return 0.0
+    return float(np.linalg.norm(apart[:, :3], axis=1).max())
 
 
 def _unit(header: Any) -> str:

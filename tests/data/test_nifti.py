@@ -92,6 +92,22 @@ def test_labels_come_as_integers_also_from_floats(tmp_path: Path) -> None:
         read_labels(path)
 
 
+def test_qform_and_sform_that_disagree_are_measured(tmp_path: Path) -> None:
+    moved = AFFINE.copy()
+    moved[0, 3] += 3
+    moved[2, 2] *= 1.5  # the voxels are 1 mm thicker in the sform: 7 mm over the 7 steps from first to last
+    for codes, apart in (((1, 1), np.hypot(3, 7)), ((2, 4), np.hypot(3, 7)), ((1, 0), 0), ((0, 1), 0), ((0, 0), 0)):
+        picture = nib.Nifti1Image(image("a"), AFFINE)
+        picture.set_sform(moved, code=codes[1])
+        picture.header.set_qform(AFFINE, code=codes[0])
+        path = tmp_path / "a.nii"
+        nib.save(picture, path)
+        assert read_header(path).forms_apart == pytest.approx(apart)
+    turn = np.array([[0.8, -0.6, 0, 3.3], [0.6, 0.8, 0, -7.1], [0, 0, 1.7, 11.9], [0, 0, 0, 1]])
+    write_volume(tmp_path / "b.nii", image("b"), turn)
+    assert read_header(tmp_path / "b.nii").forms_apart < 1e-4
+
+
 # ---- writing ----------------------------------------------------------------------------------------------------
 
 
