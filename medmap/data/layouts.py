@@ -27,7 +27,7 @@ from medmap.data.filenames import SEG_WORDS, bids_case, bids_name, by_tail, says
 from medmap.data.folders import files_below, json_table, walk
 from medmap.data.labelmaps import OLD_IDS, LabelMap, decided, from_json, from_names, from_values, group_of, patient_of
 from medmap.data.nifti import is_nifti, read_labels, stem
-from medmap.data.own import by_medmap
+from medmap.data.own import by_medmap, no_truth
 from medmap.errors import InputError
 
 __all__ = ["FAMILIES", "LAYOUTS", "CaseFiles", "DataFolder", "ImageRef", "read_case", "recognise"]
@@ -75,14 +75,23 @@ def recognise(path: Path | str, labels: str | None = None, deep: bool = False) -
 
 
 def phantoms(root: Path) -> Found:
-    """A folder with ``phantoms.json``, which names the label map, and cases with the names of BraTS."""
+    """A folder with ``phantoms.json``, which lists its cases and their label map, and files with the names of BraTS.
+
+    Cases that it does not list are no phantoms: they are what their names say.
+    """
     table = json_table(root / "phantoms.json")
     if table is None:
         return Found()
     scheme = scheme_named(str(table.get("labels", "brats2023")))
-    cases, notes = brats(root, tuple(map(str, table.get("modalities", ()))))
+    try:
+        listed, others = {case["id"] for case in table["cases"]}, [str(name) for name in table.get("modalities", ())]
+    except (KeyError, TypeError) as error:
+        what = f"found no list of cases with ids, or of modalities ({error!r}), as `medmap simulate` writes them"
+        raise InputError(f"{root / 'phantoms.json'}: {what}; simulate again into a new folder") from error
+    cases, notes = brats(root, others)
     known = LabelMap((scheme.name,), f"phantoms.json says {scheme.name}", scheme)
-    return Found([replace(case, family="phantom", map=known, group="") for case in cases], notes)
+    made = {case.id: replace(case, family="phantom", map=known, group="") for case in cases if case.id in listed}
+    return Found([made.get(case.id, case) for case in cases], notes)
 
 
 def csv_table(root: Path) -> Found:
@@ -198,7 +207,7 @@ def _named_cases(
     if not images:
         return
     if own := [path for path in (*segs.values(), *spare) if by_medmap(path, root)]:
-        notes.append(_no_truth(folder.name, own))
+        notes.append(no_truth(folder.name, own))
         images, segs, spare = by_tail([path for path in paths if path not in own], others)
     # One BraTS 2020 case names its segmentation W39_1998.09.19_Segm: what says seg beside one case belongs to it.
     alone = next(iter(images)) if len(images) == 1 else None
@@ -222,14 +231,6 @@ def _named_cases(
         yield CaseFiles(name, patient_of(name), group_of(name, above), refs, segs.get(case), family, known)
 
 
-def _no_truth(where: str, masks: Sequence[Path]) -> str:
-    names = ", ".join(path.name for path in masks[:4]) + (" …" if len(masks) > 4 else "")
-    return (
-        f"{where}: left out {names}: medmap made it, so it is no truth; once a person has corrected it, write "
-        '"Manual": true into the JSON beside it'
-    )
-
-
 def _rows(table: Path, columns: list[str], rows: list[tuple[int, list[str]]]) -> Found:
     _refuse_twin_columns(table, columns)
     cases, notes = [], []
@@ -245,7 +246,7 @@ def _rows(table: Path, columns: list[str], rows: list[tuple[int, list[str]]]) ->
             notes.append(f"{table.name}, line {line}: case {case} is left out: no image in its row")
             continue
         if seg is not None and by_medmap(seg, table.parent):
-            notes.append(_no_truth(f"{table.name}, line {line}", [seg]))
+            notes.append(no_truth(f"{table.name}, line {line}", [seg]))
             seg = None
         images = {name: ImageRef(paths[name]) for name in ordered(paths)}
         cases.append(CaseFiles(case, patient, group, images, seg, "csv", from_names(case, "plain")))
@@ -290,7 +291,7 @@ def _task_cases(folder: Path, images: dict[str, dict[str, ImageRef]], family: st
         cases.append(CaseFiles(case, patient_of(case), group_of(case), sorted_refs, segs.get(case), family, known))
     tests = len(_niftis(folder.parent / "imagesTs")) if folder.name == "imagesTr" else 0
     notes = [f"imagesTs: {tests} files without labels left out; name that folder to read it"] * bool(tests)
-    return Found(cases, [*notes, *[_no_truth(truth.name, own)] * bool(own)])
+    return Found(cases, [*notes, *[no_truth(truth.name, own)] * bool(own)])
 
 
 def _channels(names: Any, where: Path) -> dict[int, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ def by_medmap(mask: Path, root: Path) -> bool:
         recorded(mask)
         or (isinstance(versions, dict) and "medmap" in versions)
         or _names_medmap(about, _description(mask, root))
+    )
+
+
+def no_truth(where: str, masks: Sequence[Path]) -> str:
+    """The note that says why masks by medmap are left out, and what to do where one has become a person's."""
+    names = ", ".join(path.name for path in masks[:4]) + (" …" if len(masks) > 4 else "")
+    return (
+        f"{where}: left out {names}: medmap made it, so it is no truth; once a person has corrected it, write "
+        '"Manual": true into the JSON beside it'
     )
 
 

@@ -232,6 +232,26 @@ def test_linked_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
     assert not [path for path in files_below(tmp_path / "bids") if "circle" in path.parts]
 
 
+def test_patients_beside_phantoms_are_no_phantoms(tmp_path: Path) -> None:
+    trees.phantom(tmp_path)
+    case_2023(tmp_path, "BraTS-GLI-02073-100")
+    case_2023(tmp_path, "hospital-7")
+    found = {case.id: (case.family, case.scheme and case.scheme.name) for case in recognise(tmp_path).cases}
+    assert found.pop("BraTS-GLI-02073-100") == ("brats2024", "brats2024")
+    assert found.pop("hospital-7") == ("brats2023+", None)
+    assert set(found.values()) == {("phantom", "brats2023")}
+
+
+@pytest.mark.parametrize(
+    "table", [{"cases": [{"id": "phantom-0001"}], "modalities": 5}, {}, {"cases": 3}, {"cases": [1]}, {"cases": [{}]}]
+)
+def test_a_manifest_of_phantoms_that_is_none_is_named(table: dict[str, object], tmp_path: Path) -> None:
+    trees.phantom(tmp_path)
+    (tmp_path / "phantoms.json").write_text(json.dumps(table))
+    with pytest.raises(InputError, match=r"phantoms.json: found no list of cases with ids, or of mod.*; simulate"):
+        recognise(tmp_path)
+
+
 # ---- label maps -------------------------------------------------------------------------------------------------
 
 
