@@ -138,7 +138,7 @@ def nnunet(root: Path) -> Found:
             f"{where}: names no channel {strange[0]}, but there are files …_{strange[0]:04d}; add its name"
         )
     images = {case: {names[c]: ImageRef(path) for c, path in sorted(files.items())} for case, files in found.items()}
-    return _task_cases(folder, images, "nnunet", from_json(table.get("labels", {}), "dataset.json"))
+    return _task_cases(folder, images, "nnunet", from_json(table.get("labels"), "dataset.json"))
 
 
 def msd(root: Path) -> Found:
@@ -152,7 +152,9 @@ def msd(root: Path) -> Found:
         stem(path): {name: ImageRef(path, c if len(names) > 1 else None) for c, name in names.items()} for path in paths
     }
     labels = (table or {}).get("labels")
-    known = from_json(labels, "dataset.json") if labels else decided("msd", "file names BRATS_… of MSD Task01")
+    known = from_json(labels, "dataset.json")
+    if not labels and all(stem(path).startswith("BRATS_") for path in paths):
+        known = decided("msd", "file names BRATS_… of MSD Task01")
     return _task_cases(folder, images, "msd", known)
 
 
