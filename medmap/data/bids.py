@@ -60,8 +60,8 @@ def sidecar(images: Iterable[ImageRef], folder: Path) -> dict[str, Any]:
     return {"Manual": False, "Sources": sources, "SpatialReference": sources[0]}
 
 
-def truths(root: Path, cases: Collection[str]) -> dict[str, Path]:
-    """{case: its segmentation}: the ``*_dseg`` anywhere in a BIDS data set that medmap did not make.
+def truths(root: Path, cases: Collection[str]) -> tuple[dict[str, Path], list[Path]]:
+    """{case: its segmentation}: the ``*_dseg`` anywhere in a BIDS data set; and those that medmap made, which are none.
 
     cases: subjects and sessions that have images; others' masks are not looked at
 
@@ -69,11 +69,12 @@ def truths(root: Path, cases: Collection[str]) -> dict[str, Path]:
     one says ``"Manual": true``.
     """
     found: dict[str, list[Path]] = {}
+    own: list[Path] = []
     for path in files_below(root) if cases else []:
         case = bids_case(path)
-        if case in cases and is_nifti(path) and stem(path).endswith("_dseg") and not by_medmap(path, root):
-            found.setdefault(case, []).append(path)
-    return {case: _only(case, paths, root) for case, paths in found.items()}
+        if case in cases and is_nifti(path) and stem(path).endswith("_dseg"):
+            (own if by_medmap(path, root) else found.setdefault(case, [])).append(path)
+    return {case: _only(case, paths, root) for case, paths in found.items()}, own
 
 
 def refuse_twins(cases: Iterable[str]) -> None:

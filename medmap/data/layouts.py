@@ -165,8 +165,8 @@ def bids(root: Path) -> Found:
     for path in sorted([*root.glob("sub-*/anat/*.nii*"), *root.glob("sub-*/ses-*/anat/*.nii*")]):
         if is_nifti(path) and (name := bids_name(path)):
             found.setdefault(bids_case(path), {}).setdefault(name, []).append(path)
-    segmentations = truths(root, found)
-    cases, notes = [], []
+    segmentations, own = truths(root, found)
+    cases, notes = [], [no_truth(root.resolve().name, own)] * bool(own)
     for case, files in found.items():
         chosen = {name: min(paths, key=lambda path: (len(path.name), path.name)) for name, paths in files.items()}
         notes += [
