@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 BRAIN_LIMIT_ML = 2200.0
 """More voxels than this are not 0 only where the skull is still there: brains have 1–2 litres, heads 2.5–5."""
 
-SMALL_ML, SMALL_VOXELS = 200.0, 20_000
-"""A grid of so many voxels holds a whole brain, at 4 mm; that less than this is not 0 is part of one, or a wrong voxel
-size."""
+SMALL_ML, SMALL_VOXELS, ROOM_ML = 200.0, 20_000, 1000.0
+"""So many voxels make a whole brain, at 4 mm, and a grid of so much volume has room for one; that they fill less than
+this, or that less is not 0, is part of one, nearly nothing, or a wrong voxel size."""
 
 FORMS_MM = 0.5
 """Quaternions are rounded to float32, which moves no voxel so far."""
@@ -192,13 +192,18 @@ class Look:
                     "look at it: part of a brain, or no image of it; leave it out then, a missing sequence is allowed"
                 )
                 self._add("small", what, cure, self.headers[name].path)
-        voxels = {name: np.prod(self.headers[name].shape[:3]) for name in names if name not in odd}
-        small = [n for n, count in voxels.items() if count >= SMALL_VOXELS and self.volumes_ml[n] < SMALL_ML]
+        small = [name for name in names if name not in odd and self._too_small(name)]
         if small:
             size, most = self.headers[small[0]].grid.spacing_mm, max(self.volumes_ml[name] for name in small)
             what = f"only {most:.3g} ml of {', '.join(small)} are not 0, a brain has 1000 to 2000 ml"
             edges = "×".join(f"{mm:.3g}" for mm in size)
             self._add("small", what, f"nothing if that is all there is; if voxels are not of {edges} mm, {MEND}")
+
+    def _too_small(self, name: str) -> bool:
+        """Whether an image that is large enough for a brain, by its voxels or by its grid, shows hardly any of it."""
+        ml, header = self.volumes_ml[name], self.headers[name]
+        large = ml >= SMALL_VOXELS * _voxel_ml(header) or np.prod(header.shape[:3]) * _voxel_ml(header) >= ROOM_ML
+        return bool(large and ml < SMALL_ML)
 
     def _siblings(self, views: dict[str, View]) -> set[str]:
         """What the images of brains say about each other, and which lack slices; no place is compared across grids."""
