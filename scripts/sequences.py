@@ -35,7 +35,7 @@ from medmap.data.sequences import (
     numbers,
     order_numbers,
 )
-from medmap.data.siblings import findings, odd_values
+from medmap.data.siblings import Finding, coded, findings, odd_values
 from medmap.data.views import GREY, MIDDLE, WHITE, View, cut
 from medmap.phantom import Settings, simulate
 from medmap.phantom.atlas import MAPS, load_atlas
@@ -163,8 +163,10 @@ def logistic(x: Numbers) -> Numbers:
 Views = dict[str, View]
 
 
-def tried(views: Views, number: int) -> dict[str, bool]:
+def tried(views: Views, number: int, labels: Numbers) -> dict[str, bool]:
     """{what was done: whether it was found, or alarmed where nothing was done} of one patient with four sequences.
+
+    labels: the patient's segmentation, as an image with that name would hold it
 
     Faults that need one image and a partner take these in turn, by the patient's number.
     """
@@ -184,9 +186,16 @@ def tried(views: Views, number: int) -> dict[str, bool]:
     first = {"t1n": views["t1c"], "t1c": changed(views["t1c"], lambda v: 1.7 * v + 3)}
     seen["T1c twice, as T1n too, rescaled"] = any(finding.kind == "copy" for finding in findings(first))
     for fault, (values, kind) in ODD.items():
-        seen[fault] = kind in {finding.kind for finding in odd_values(name, values(image.values))}
-    seen["odd values, clean"] = any(list(odd_values(key, view.values)) for key, view in views.items())
+        seen[fault] = kind in {finding.kind for finding in _odd(name, values(image.values))}
+    seen["its segmentation for an image"] = "codes" in {finding.kind for finding in _odd(name, labels)}
+    seen["odd values, clean"] = any(_odd(key, view.values) for key, view in views.items())
     return seen
+
+
+def _odd(name: str, values: Numbers) -> list[Finding]:
+    """As `medmap.data.faults` looks at the values of an image."""
+    codes = coded(name, values)
+    return [codes] if codes is not None else list(odd_values(name, values))
 
 
 def _renamed(views: Views, names: tuple[str, ...]) -> Iterator[tuple[str, bool]]:
@@ -257,7 +266,7 @@ def normalised(values: Numbers) -> Numbers:
 
 
 def in_four_steps(values: Numbers) -> Numbers:
-    """Whole numbers from 0 to 4, as a segmentation has."""
+    """Whole numbers from 0 to 4, as a segmentation has, all over the brain, as none is."""
     return np.ceil(values / values.max() * 4).astype(np.float32)
 
 
@@ -280,7 +289,7 @@ SPOILED: dict[str, tuple[Callable[[View, np.random.Generator], View], frozenset[
 ODD: dict[str, tuple[Callable[[Numbers], Numbers], str]] = {
     "8 bits, cut off at the 97th percentile": (clipped, "clipped"),
     "z-scored before": (normalised, "normalised"),
-    "a segmentation for an image": (in_four_steps, "codes"),
+    "whole numbers from 0 to 4": (in_four_steps, "codes"),
 }
 
 
@@ -302,7 +311,8 @@ def _of(case: Case, number: int) -> dict[str, bool]:
     if len(views) < len(NAMES):
         print(f"{case.id}: only {', '.join(views) or 'nothing'} looks like a brain", file=sys.stderr, flush=True)
         return {}
-    return tried(views, number)
+    assert case.labels is not None
+    return tried(views, number, case.labels.astype(np.float32))
 
 
 def measure(data: Path | None, count: int, last: bool) -> None:

@@ -273,6 +273,15 @@ def test_simulate(tmp_path: Path) -> None:
     assert not (tmp_path / "q").exists()
 
 
+def test_simulate_refuses_in_a_dry_run_what_a_run_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "p" / "BraTS-GLI-00002-000").mkdir(parents=True)
+    refused = "found BraTS-GLI-00002-000, and no phantoms.json; expected nothing, or phantoms"
+    assert refused in fails("simulate", "-n", 1, "-o", tmp_path / "p")
+    assert refused in fails("simulate", "-n", 1, "-o", tmp_path / "p", "--dry-run")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))  # type: ignore[attr-defined]
+    assert "0.0 GB are free; make room" in fails("simulate", "-n", 9, "-o", tmp_path / "q", "--dry-run")
+
+
 def test_simulate_in_the_layout_of_another_year(tmp_path: Path) -> None:
     words = ("simulate", "-o", tmp_path / "p", "-n", 1, "--spacing", 4, "--layout")
     assert "layout 'brats1999': not known; expected one of brats2023" in fails(*words, "brats1999")

@@ -130,7 +130,7 @@ def simulate(
     console.MANNER.json = json
     from medmap.core.modality import ModalitySet
     from medmap.phantom import Settings, write_phantoms
-    from medmap.phantom.write import layout_for
+    from medmap.phantom.write import plan_phantoms
 
     wanted = None
     if modalities is not None:
@@ -148,7 +148,7 @@ def simulate(
         grown=grown,
         shape=_voxels(shape),
     )
-    layout_for(layout, settings)
+    plan_phantoms(out, count, seed, settings, layout=layout, missing=missing)
     beforehand.writable(out, "patients")
     ids: list[str] = []
     if not dry_run:

@@ -17,7 +17,9 @@ from medmap.core.labels import LabelScheme
 from medmap.data.cases import ImageRef
 from medmap.data.colours import CLASS_NAMES, class_colour
 from medmap.data.filenames import bids_case, stem
+from medmap.data.folders import files_below
 from medmap.data.nifti import is_nifti
+from medmap.data.own import beside, by_medmap
 from medmap.errors import InputError
 
 BIDS_VERSION = "1.10.0"
@@ -58,8 +60,8 @@ def sidecar(images: Iterable[ImageRef], folder: Path) -> dict[str, Any]:
     return {"Manual": False, "Sources": sources, "SpatialReference": sources[0]}
 
 
-def truths(root: Path, cases: Collection[str]) -> dict[str, Path]:
-    """{case: its segmentation}: the ``*_dseg`` anywhere in a BIDS data set that medmap did not make.
+def truths(root: Path, cases: Collection[str]) -> tuple[dict[str, Path], list[Path]]:
+    """{case: its segmentation}: the ``*_dseg`` anywhere in a BIDS data set; and those that medmap made, which are none.
 
     cases: subjects and sessions that have images; others' masks are not looked at
 
@@ -67,11 +69,12 @@ def truths(root: Path, cases: Collection[str]) -> dict[str, Path]:
     one says ``"Manual": true``.
     """
     found: dict[str, list[Path]] = {}
-    for path in sorted(root.glob("**/*_dseg.nii*")) if cases else []:
+    own: list[Path] = []
+    for path in files_below(root) if cases else []:
         case = bids_case(path)
-        if case in cases and is_nifti(path) and not _by_medmap(path, root):
-            found.setdefault(case, []).append(path)
-    return {case: _only(case, paths, root) for case, paths in found.items()}
+        if case in cases and is_nifti(path) and stem(path).endswith("_dseg"):
+            (own if by_medmap(path, root) else found.setdefault(case, [])).append(path)
+    return {case: _only(case, paths, root) for case, paths in found.items()}, own
 
 
 def refuse_twins(cases: Iterable[str]) -> None:
@@ -119,19 +122,6 @@ def write_dataset(out: Path, folder: Path, scheme: LabelScheme) -> None:
         ) from error
 
 
-def json_table(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, None where there is no file. Raises InputError for anything else in it."""
-    if not path.is_file():
-        return None
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); mend it") from error
-    if not isinstance(table, dict):
-        raise InputError(f"{path}: found a {type(table).__name__}; expected an object with names")
-    return table
-
-
 def _absolute(path: Path) -> Path:
     """As it is named from the root of the disk. Links stay: those of git-annex lead to files that have no names."""
     return Path(os.path.abspath(path))
@@ -143,7 +133,7 @@ def _uri(path: Path, root: Path) -> str:
 
 def _only(case: str, masks: list[Path], root: Path) -> Path:
     """The one mask of a case; of several, the one that was drawn by hand."""
-    drawn = [mask for mask in masks if _beside(mask).get("Manual") is True]
+    drawn = [mask for mask in masks if beside(mask).get("Manual") is True]
     left = drawn if len(drawn) == 1 else masks
     if len(left) > 1:
         names = ", ".join(mask.relative_to(root).as_posix() for mask in masks)
@@ -152,32 +142,3 @@ def _only(case: str, masks: list[Path], root: Path) -> Path:
             '"Manual": true into the JSON beside it and no other, or describe the cases by a CSV table'
         )
     return left[0]
-
-
-def _by_medmap(mask: Path, root: Path) -> bool:
-    """Whether the JSON beside a mask, or the description of the data set that it lies in, says that medmap made it.
-
-    One that a person has corrected, and says so with ``"Manual": true``, is that person's.
-    """
-    about = _beside(mask)
-    if about.get("Manual") is True:
-        return False
-    versions = about.get("versions")  # `medmap.segment` writes them
-    return (isinstance(versions, dict) and "medmap" in versions) or _names_medmap(about, _description(mask, root))
-
-
-def _names_medmap(*tables: dict[str, Any]) -> bool:
-    made = [table.get("GeneratedBy") for table in tables]
-    tools = [tool for entry in made for tool in (entry if isinstance(entry, list) else [entry])]
-    return any(isinstance(tool, dict) and str(tool.get("Name")).strip().lower() == "medmap" for tool in tools)
-
-
-def _beside(mask: Path) -> dict[str, Any]:
-    return json_table(mask.with_name(f"{stem(mask)}.json")) or {}
-
-
-def _description(file: Path, root: Path) -> dict[str, Any]:
-    """Of the innermost data set that holds a file: derivatives lie inside of what they are made from."""
-    folders = (folder for folder in file.parents if folder.is_relative_to(root))
-    tables = (json_table(folder / "dataset_description.json") for folder in folders)
-    return next((table for table in tables if table is not None), {})

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medmap.data.filenames import SUFFIXES, stem
+from medmap.data.filenames import SUFFIXES
+from medmap.data.folders import files_below
+from medmap.data.own import recorded
 from medmap.errors import InputError
 
 
@@ -131,27 +132,7 @@ def is_study(path: Path) -> bool:
 
 def _by_medmap(file: Path) -> bool:
     """Whether a NIfTI file is a mask with its record beside it, a region of such a mask, or part of an explanation."""
-    mask, _, region = stem(file).rpartition("-")
-    return (
-        file.with_name(f"{stem(file)}.medmap.json").is_file()  # as `medmap.segment` names it
-        or region in _regions(file.with_name(f"{mask}.medmap.json"))
-        or file.with_name("explanation.json").is_file()  # as `medmap.explain` does
-    )
-
-
-def _regions(record: Path) -> set[str]:
-    """What the record beside a mask tells of; nothing where there is none."""
-    try:
-        return set(json.loads(record.read_text(encoding="utf-8"))["volumes_ml"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
-
-
-def files_below(root: Path) -> Iterator[Path]:
-    """All files below a folder, hidden ones left out, in the order of their names."""
-    for path in sorted(root.rglob("*")):
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts):
-            yield path
+    return recorded(file) or file.with_name("explanation.json").is_file()  # as `medmap.explain` names it
 
 
 def looks_dicom(path: Path) -> bool:

@@ -42,10 +42,11 @@ def guess_all(series: Sequence[Series]) -> list[Guess]:
     """One guess a series of a study; T1 before and after contrast agent are told apart by their order as well."""
     found = [guess(each.headers, each.shape[2]) for each in series]
     given = [when(s.headers) for s, g in zip(series, found, strict=True) if g.name == "t1c" or _named_agent(s.headers)]
-    return [
+    ordered = [
         _in_order(i, each, series, found, min(filter(None, given), default="")) if each.name == "t1n" else each
         for i, each in enumerate(found)
     ]
+    return [_tied(each, _rivals(each.name, series, ordered)) for each in ordered]
 
 
 def guess(headers: Mapping[str, Any], slices: int = 20) -> Guess:
@@ -63,15 +64,16 @@ def guess(headers: Mapping[str, Any], slices: int = 20) -> Guess:
         said = ("other", said[1])
     why = tuple(reason for _, reason in (said, physical) if reason)
     name = said[0] or physical[0] or "other"
+    torn = False
     if name == "t1":
-        name, reason = _agent(headers, own)
+        name, reason, torn = _agent(headers, own)
         why += (reason,) * bool(reason)
     both = bool(said[0] and physical[0])
     agree = both and physical[0] in (said[0], _NEAR.get(said[0]))
     differ = both and not agree and said[0] != "other"  # of which physics knows nothing
     if differ:
         why = (*why[:1], f"but {why[1]} is as {physical[0]}", *why[2:])
-    sure = "sure" if agree else "unsure" if differ or not why else "likely"
+    sure = "unsure" if differ or torn or not why else "sure" if agree else "likely"
     return Guess(name, sure, why or ("nothing in the headers tells",), _aside(headers, own, slices))
 
 
@@ -80,7 +82,8 @@ def choose(
 ) -> tuple[dict[str, Series], list[str]]:
     """{sequence: series} for the wanted sequences that a study has, and what the user had better know, a sentence each.
 
-    Of several an original comes before a derived image, then any guess before an unsure one, then the smaller voxel.
+    Of several an original comes before a derived image, then any guess before an unsure one, then a T1 after contrast
+    agent whose header names the agent, and one before it whose header does not, then the smaller voxel.
     The finest series comes first.
     """
     chosen: dict[str, Series] = {}
@@ -88,7 +91,10 @@ def choose(
     for name in wanted:
         usable = sorted(
             (
-                (guess.aside == DERIVED, guess.sure == "unsure", round(each.voxel_mm3, 3), guess.sure != "sure", i)
+                (
+                    *(guess.aside == DERIVED, guess.sure == "unsure", _header_against(name, each)),
+                    *(round(each.voxel_mm3, 3), guess.sure != "sure", i),
+                )
                 for i, (each, guess) in enumerate(zip(series, guesses, strict=True))
                 if guess.name == name and not each.fault and guess.aside in ("", DERIVED)
             )
@@ -109,15 +115,24 @@ def choose(
     return {name: chosen[name] for name in finest}, notes
 
 
+def _header_against(name: str, series: Series) -> bool:
+    """Whether a header's contrast agent, or its absence, speaks against a T1's name."""
+    return name in ("t1n", "t1c") and bool(_named_agent(series.headers)) != (name == "t1c")
+
+
 def words(headers: Mapping[str, Any]) -> str:
     """The names people gave, in small letters without accents, signs turned to spaces.
 
-    >>> words({"SeriesDescription": "AX_T1-Gd", "ProtocolName": "Tête"})
-    'ax t1 gd | tete'
+    A minus that belongs to a contrast agent stays, as −: "C-" is without agent, and "T1-Gd" is with it.
+
+    >>> words({"SeriesDescription": "AX_T1-Gd", "ProtocolName": "Tête"}), words({"SeriesDescription": "T1 C- (-KM)"})
+    ('ax t1 gd | tete', 't1 c− −km')
     """
     named = [str(headers.get(key) or "") for key in ("SeriesDescription", "ProtocolName")]
     plain = unicodedata.normalize("NFKD", " | ".join(dict.fromkeys(part for part in named if part)).lower())
     bare = unicodedata.normalize("NFC", "".join(c for c in plain if not unicodedata.combining(c)))
+    for pattern, sign in _SIGNS:
+        bare = re.sub(pattern, sign, bare)
     return re.sub(r"[\s_\-.,;/()\[\]:]+", " ", bare).strip()
 
 
@@ -170,13 +185,26 @@ def _by_physics(headers: Mapping[str, Any]) -> tuple[str, str]:
     return ("t2w", f"TR {tr:g}, TE {te:g}") if tr >= 1500 and te >= 60 else ("", "")
 
 
-def _agent(headers: Mapping[str, Any], text: str) -> tuple[str, str]:
-    """t1n or t1c, and the reason: words come first, as an agent once entered stays in the headers of all series."""
-    for name, pattern in (("t1n", WITHOUT_AGENT), ("t1c", WITH_AGENT)):
-        if found := re.search(pattern, text):
-            return name, f"called {found[0].strip()}"
-    agent = _named_agent(headers)
-    return ("t1c", f"contrast agent {agent}") if agent else ("t1n", "")
+def _agent(headers: Mapping[str, Any], text: str) -> tuple[str, str, bool]:
+    """t1n or t1c, the reason, and whether the words contradict each other or name both.
+
+    Words come first, as an agent once entered stays in the headers of all series.
+    """
+    text, agent = _about_agent(text), _named_agent(headers)
+    without, told = re.search(WITHOUT_AGENT, text), re.search(WITH_AGENT, re.sub(WITHOUT_AGENT, " ", text))
+    if both := re.search(BOTH, text):
+        return "t1c" if agent else "t1n", f"called {both[0].strip()}, which is both", True
+    if without and told:  # "pre" may be before anything; who writes +c means the agent
+        spelled = re.fullmatch(r"pre", without[0]) and re.search(SPELLED, told[0])
+        return "t1c" if spelled else "t1n", f"called {without[0].strip()} and {told[0].strip()}", True
+    if found := without or told:
+        return "t1n" if without else "t1c", f"called {found[0].strip()}", False
+    return ("t1c", f"contrast agent {agent}", False) if agent else ("t1n", "", False)
+
+
+def _about_agent(text: str) -> str:
+    """What people called a series, less what is before or after something else, such as an operation."""
+    return re.sub(OTHER_EVENTS, " ", text.split(" | ")[0])
 
 
 def _named_agent(headers: Mapping[str, Any]) -> str:
@@ -188,7 +216,7 @@ def _named_agent(headers: Mapping[str, Any]) -> str:
 def _in_order(i: int, mine: Guess, series: Sequence[Series], found: Sequence[Guess], agent: str) -> Guess:
     """A T1 that nobody calls native, put into the order of acquisition."""
     time = when(series[i].headers)
-    if not time or mine.aside or re.search(WITHOUT_AGENT, words(series[i].headers).split(" | ")[0]):
+    if not time or mine.aside or re.search(WITHOUT_AGENT, _about_agent(words(series[i].headers))):
         return mine
     if agent:
         if time > agent:
@@ -207,6 +235,22 @@ def _in_order(i: int, mine: Guess, series: Sequence[Series], found: Sequence[Gue
         if before:
             return replace(again, name="t1c")
     return again
+
+
+def _rivals(name: str, series: Sequence[Series], found: Sequence[Guess]) -> set[bool]:
+    """Whether headers name an agent, over the series of one name that may be chosen."""
+    return {
+        bool(_named_agent(one.headers))
+        for one, told in zip(series, found, strict=True)
+        if told.name == name and not told.aside and not one.fault
+    }
+
+
+def _tied(mine: Guess, agents: set[bool]) -> Guess:
+    """A T1 is not sure where another of its name has the agent in its header and it has not, or the reverse."""
+    if mine.name not in ("t1n", "t1c") or mine.sure != "sure" or mine.aside or len(agents) < 2:
+        return mine
+    return replace(mine, sure="likely", why=(*mine.why, f"of several {mine.name} some headers name an agent"))
 
 
 def _same_protocol(one: Series, two: Series) -> bool:
@@ -263,18 +307,39 @@ WORDS: tuple[tuple[str, str], ...] = (
 )
 """(sequence, words of a series' name), asked in this order: FLAIR is also called T2, and T1-FLAIR is T1."""
 
+_SIGNS = (
+    (r"[\u2010-\u2015\u2212]", "-"),
+    (r"\+ ?/ ?-|±", " ± "),
+    (r"(?<![a-z0-9+])(t1 ?)?(c|ce|gd|km|k)-(?=[\s_.,;/()\[\]:|]|$)", r"\1\2− "),
+    (r"(?<![a-z0-9+-])-(?=(c|ce|gd|km|k)(?![a-z0-9+-]))", " −"),
+)
+"""(pattern, what stands for it): the minus of "C-" and "-C", which no separator of words may swallow."""
+
 _AGENT = r"(gado?\w*|gd|km|kl|k m|k l|kontrast\w*|contrast\w*|injection|inj|civ|mdc|pdc)"
+_WITHOUT = r"(w ?o|without|ohne|sans|sin|senza|sem|bez|zonder|utan)"
+_WITH = r"(w|with|mit|avec|con|com|met|med|z|s)"
+_AND = r" ?(&|\+|and|und|et|y|e|en|och|i|or|oder|ou)? ?"
+BOTH = rf"±|\b{_WITH}{_AND}{_WITHOUT}\b|\b{_WITHOUT}{_AND}{_WITH}\b(?! ?o\b)"
+"""Of a whole examination: before and after contrast agent."""
+OTHER_EVENTS = (
+    r"\b(pre|post|pra|prae) ?(((op|rtx?|rx|tx|bx|gk|srs)\b)"
+    r"|(operat|rad|surg|chir|crani|biops|chemo|proc|treat|ther|resec|embol|trauma)\w*)"
+)
+"""Before and after something that is no contrast agent."""
 WITHOUT_AGENT = (
     rf"\b(w ?o|without|non?|pre|ohne|vor|sans|avant|sin|senza|sem|bez|zonder|voor|utan|prima) ?(d[ie] )?({_AGENT}|iv)\b"
     r"|\bpre\b|\bnativ\w*|unenhanced|\bplain\b|\bw ?o\b|без контр\w*|平扫|単純"
+    r"|−(c|ce|gd|km|k)\b|\b(t1 ?)?(c|ce|gd|km|k)−"
 )
 """Before contrast agent, in the abbreviations of several languages."""
 WITH_AGENT = (
-    r"\bpost(?!er)|\bpos\b|\+ ?(c|gd|km|k|civ)\b|\b(c|gd|km) ?\+|\bce\b|t1 ?(ce|c|gd|km)\b|enhanced"
+    r"\bpost(?!er)|\bpos\b|\+ ?(c|ce|gd|km|k|civ)\b|\b(t1)?(c|ce|gd|km|k) ?\+|\bce\b|t1 ?(ce|c|gd|km)\b|enhanced"
     rf"|\b((nach|mit|with|w|apres|avec|con|dopo|com|na|met|po|efter|med|after) ?)?{_AGENT}\b"
     r"|с контр\w*|после к\w*|造影|增强|増強|조영"
 )
 """After contrast agent."""
+SPELLED = rf"\+|{_AGENT}|\bce\b|\bt1 ?c\b"
+"""The agent itself, and not only "post"."""
 LOCALISER = r"locali[sz]er|\bloc\b|scout|survey|3 ?plane|\btriplane|smartbrain|aahead|reperage|lokali"
 _PROJECTIONS = (
     *("PROJECTION IMAGE", "MIP", "MNIP", "MIN IP", "MAX IP", "MINIP", "SUBTRACTION", "SUB", "FA", "PHASE MAP", "P"),
@@ -283,6 +348,7 @@ _PROJECTIONS = (
 _REASONS = (
     "it is no derived image",
     "its guess is surer",
+    "its header speaks of the contrast agent as its name does",
     "its voxels are smaller",
     "its guess is surer",
     "it comes first",

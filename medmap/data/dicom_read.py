@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from medmap.data.dicom import KEYWORDS, NUMBERS, Frame, Series, Study, along, files_below, looks_dicom, normal
+from medmap.data.dicom import KEYWORDS, NUMBERS, Frame, Series, Study, along, looks_dicom, normal
+from medmap.data.folders import files_below
 from medmap.errors import InputError
 
 MOST_VOLUMES = 4

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,15 @@ if TYPE_CHECKING:
 BRAIN_LIMIT_ML = 2200.0
 """More voxels than this are not 0 only where the skull is still there: brains have 1–2 litres, heads 2.5–5."""
 
-SMALL_ML, SMALL_VOXELS = 200.0, 20_000
-"""So many voxels make a whole brain, at 4 mm; that they fill less than this is part of one, or a wrong voxel size."""
+SMALL_ML, SMALL_VOXELS, ROOM_ML = 200.0, 20_000, 1000.0
+"""So many voxels make a whole brain, at 4 mm, and a grid of so much volume has room for one; that they fill less than
+this, or that less is not 0, is part of one, nearly nothing, or a wrong voxel size."""
+
+FORMS_MM = 0.5
+"""Quaternions are rounded to float32, which moves no voxel so far."""
+
+SMALL_SHARE = 0.5
+"""An image with less than this share of its siblings' volume shows something else than they do."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,10 @@ class Look:
             if not header.oriented and (ref.channel or 0) == 0:
                 what = f"{ref.path.name}: neither qform nor sform is set, so left and right are a guess"
                 self._add("orientation", what, "export it again from its source, with orientation", ref.path)
+            if header.forms_apart > FORMS_MM and (ref.channel or 0) == 0:
+                what = f"qform and sform disagree by {header.forms_apart:.3g} mm; medmap uses the sform"
+                cure = "find out which is right, and copy it over the other (fslorient -copysform2qform FILE)"
+                self._add("forms", f"{ref.path.name}: {what}", cure, ref.path)
 
     def _grids(self) -> None:
         first = next(iter(self.headers.values()), None)
@@ -149,8 +160,8 @@ class Look:
             what = f"not skull-stripped: {names}"
             self._add("raw", what, STRIP)
         if brain:
-            self._small()
-            self._siblings(views)
+            cut_short = self._siblings(views)
+            self._small([name for name in self.volumes_ml if name not in heads], cut_short)
 
     def _brain(
         self, name: str, volume: NDArray[np.float32], header: Header, views: dict[str, View], heads: list[str]
@@ -168,22 +179,43 @@ class Look:
                 self._found(odd_values(name, volume))
                 views[name] = view
 
-    def _small(self) -> None:
-        voxel_ml = {name: _voxel_ml(header) for name, header in self.headers.items()}
-        small = {n: ml for n, ml in self.volumes_ml.items() if SMALL_VOXELS * voxel_ml[n] <= ml < SMALL_ML}
+    def _small(self, names: list[str], told: Collection[str]) -> None:
+        """Note images of brains with far less volume than their siblings, of which nobody has told, or than a brain."""
+        odd = set(told)
+        for name in names:
+            others = [self.volumes_ml[other] for other in names if other != name]
+            ml, usual = self.volumes_ml[name], float(np.median(others)) if others else 0.0
+            if name not in odd and ml < SMALL_SHARE * usual:
+                odd.add(name)
+                what = f"only {ml:.3g} ml of {name} are not 0, {usual:.3g} ml of the other sequences"
+                cure = (
+                    "look at it: part of a brain, or no image of it; leave it out then, a missing sequence is allowed"
+                )
+                self._add("small", what, cure, self.headers[name].path)
+        small = [name for name in names if name not in odd and self._too_small(name)]
         if small:
-            size = "×".join(f"{mm:.3g}" for mm in self.headers[next(iter(small))].grid.spacing_mm)
-            what = f"only {max(small.values()):.3g} ml of {', '.join(small)} are not 0, a brain has 1000 to 2000 ml"
-            self._add("small", what, f"nothing if that is all there is; if voxels are not of {size} mm, {MEND}")
+            size, most = self.headers[small[0]].grid.spacing_mm, max(self.volumes_ml[name] for name in small)
+            what = f"only {most:.3g} ml of {', '.join(small)} are not 0, a brain has 1000 to 2000 ml"
+            edges = "×".join(f"{mm:.3g}" for mm in size)
+            self._add("small", what, f"nothing if that is all there is; if voxels are not of {edges} mm, {MEND}")
 
-    def _siblings(self, views: dict[str, View]) -> None:
-        """What the images of brains say about each other; no place is compared across grids."""
+    def _too_small(self, name: str) -> bool:
+        """Whether an image that is large enough for a brain, by its voxels or by its grid, shows hardly any of it."""
+        ml, header = self.volumes_ml[name], self.headers[name]
+        large = ml >= SMALL_VOXELS * _voxel_ml(header) or np.prod(header.shape[:3]) * _voxel_ml(header) >= ROOM_ML
+        return bool(large and ml < SMALL_ML)
+
+    def _siblings(self, views: dict[str, View]) -> set[str]:
+        """What the images of brains say about each other, and which lack slices; no place is compared across grids."""
         from medmap.data.siblings import findings
 
-        if views:
-            first = self.headers[next(iter(views))].grid
-            apart = frozenset(name for name in views if not self.headers[name].grid.matches(first))
-            self._found(findings(views, apart))
+        if not views:
+            return set()
+        first = self.headers[next(iter(views))].grid
+        apart = frozenset(name for name in views if not self.headers[name].grid.matches(first))
+        found = findings(views, apart)
+        self._found(found)
+        return {one.name for one in found if one.kind == "partial"}
 
     def _found(self, found: Iterable[Finding]) -> None:
         from medmap.data.siblings import KINDS
@@ -215,6 +247,11 @@ class Look:
         if not ((low < volume) & (volume < high)).any():
             what = f"{file}: constant inside the brain, every voxel is {low:g} or {high:g}: a mask, not an image"
             self._add("constant", what, "name its own file, or none: a missing sequence is allowed", header.path)
+            return False
+        from medmap.data.siblings import coded
+
+        if (codes := coded(name, volume)) is not None:
+            self._found([codes])
             return False
         self.digests[name] = hashlib.sha256(volume.tobytes()).hexdigest()
         corners = volume[np.ix_(*([0, -1],) * 3)]
@@ -341,6 +378,7 @@ SEVERITY: dict[str, str] = {
     "label": "error",
     "duplicate": "error",
     "orientation": "warning",
+    "forms": "warning",
     "background": "warning",
     "raw": "warning",
     "small": "warning",

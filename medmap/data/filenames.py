@@ -46,13 +46,23 @@ def by_tail(
     return images, segs, spare
 
 
-def style_of(paths: Iterable[Path]) -> str:
-    """``brats2021`` (all end in _t1 _t1ce _t2 _flair), ``brats2023`` (all in -t1n -t1c -t2w -t2f) or ``plain``."""
+def style_of(paths: Iterable[Path], old: bool = False) -> str:
+    """``brats2021`` (all end in _t1 _t1ce _t2 _flair), ``brats2023`` (all in -t1n -t1c -t2w -t2f) or ``plain``.
+
+    old: whether the ids, or other cases beside this one, are known to be of 2018–2021. Anybody calls an image _flair;
+         without that, one name of the case has to end in _t1ce
+
+    >>> style_of([Path("p7_t2.nii.gz"), Path("p7_flair.nii.gz")]), style_of([Path("p7_t1ce.nii.gz")])
+    ('plain', 'brats2021')
+    """
     names = [stem(path) for path in paths]
-    for style, pattern in _STYLES.items():
-        if all(re.search(pattern, name) for name in names):
-            return style
-    return "plain"
+    style = next((style for style, pattern in _STYLES.items() if all(re.search(pattern, n) for n in names)), "plain")
+    return "plain" if style == "brats2021" and not (old or says_t1ce(names)) else style
+
+
+def says_t1ce(names: Iterable[str]) -> bool:
+    """Whether one of these names without ending is that of an image _t1ce, as BraTS called it until 2021."""
+    return any(name.endswith("_t1ce") for name in names)
 
 
 def bids_name(path: Path) -> str | None:

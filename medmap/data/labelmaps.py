@@ -38,7 +38,7 @@ def decided(name: str, evidence: str) -> LabelMap:
 def from_names(case_id: str, style: str) -> LabelMap:
     """The label map that an id and its file names stand for.
 
-    style: ``brats2021`` (``_t1ce``), ``brats2023`` (``-t1c``) or ``plain``, a key of STYLE_RULES
+    style: ``brats2021`` (``_t1ce``), ``brats2023`` (``-t1c``) or ``plain``, a key of STYLE_RULES, as `style_of` finds
 
     >>> from_names("BraTS-GLI-02073-100", "brats2023").scheme.name
     'brats2024'
@@ -50,9 +50,7 @@ def from_names(case_id: str, style: str) -> LabelMap:
     if rule is None:
         if len(by_style) == 1:
             return decided(by_style[0], style_words)
-        return LabelMap(
-            by_style or ("brats2023", "brats2021", "brats2024", "msd"), f"ids of no known collection, {style_words}"
-        )
+        return LabelMap(by_style or _ANY, f"ids of no known collection, {style_words}")
     by_id, id_words = rule
     if by_id and style in _YEARS and not set(by_id) & set(_YEARS[style]):
         both = tuple(dict.fromkeys([*by_id, *_YEARS[style]]))
@@ -93,18 +91,20 @@ def from_values(codes: Iterable[int], masks: int, before: LabelMap) -> LabelMap:
     return LabelMap(tuple(possible), f"{text}, which could be {' or '.join(possible)}")
 
 
-def from_json(labels: Mapping[str, Any], where: str) -> LabelMap:
+def from_json(labels: Any, where: str) -> LabelMap:
     """The map that a ``dataset.json`` spells out, in nnU-Net's ({name: code or list}) or the MSD's ({code: name}) form.
 
     Names of tumour parts are recognised in their usual spellings. Lists are regions: the classes are then what the
     regions tell apart. Without lists, a glioma's parts have WT, TC, ET and RC; any other class is a region by itself.
-    With nnU-Net's ``ignore`` the map stays undecided: voxels nobody annotated must not become a class. Raises
-    InputError for entries that are neither.
+    With nnU-Net's ``ignore`` the map stays undecided: voxels nobody annotated must not become a class; so it does
+    where there is no label at all. Raises InputError for entries that are neither.
 
     >>> dict(from_json({"edema": 1, "enhancing": 2, "necrosis": 3}, "dataset.json").scheme.regions)
     {'WT': ('ncr', 'ed', 'et'), 'TC': ('ncr', 'et'), 'ET': ('et',)}
     """
     entries, evidence = _entries(labels, where), f"labels of {where}"
+    if not entries:
+        return LabelMap(_ANY, f"{where} names no labels")
     if ignored := [codes[0] for name, codes in entries.items() if _plain(name) == "ignore"]:
         return LabelMap((), f"{evidence}, {_IGNORES.format(code=ignored[0], where=where)}")
     regions = {name: tuple(codes) for name, codes in entries.items() if len(codes) > 1}
@@ -117,12 +117,16 @@ def from_json(labels: Mapping[str, Any], where: str) -> LabelMap:
         classes = {_PARTS.get(name.replace("_", " "), name): code for name, code in plain.items()}
         if len(classes) < len(plain):  # two codes for one part, such as necrosis beside non-enhancing tumour
             classes = plain
+        if len(plain) < len(entries) or "" in plain:  # told apart by signs or capitals only
+            classes = {name: codes[0] for name, codes in entries.items()}
     for known in SCHEMES.values():
         if dict(known.codes) == classes:
             return LabelMap((known.name,), f"{evidence}, the same as {known.name}", known)
     order = [c for c in SCHEMES["brats2024"].classes if c in classes] + [c for c in classes if c not in _PARTS.values()]
     by_code = {code: name for name, code in classes.items()}
     unions = {_REGION_NAMES.get(_plain(r), r): tuple(by_code[c] for c in codes) for r, codes in regions.items()}
+    if len(unions) < len(regions):  # two names for one region
+        unions = {r: tuple(by_code[c] for c in codes) for r, codes in regions.items()}
     scheme = LabelScheme("dataset.json", ("background", *order), classes, unions or _regions_of(order))
     return LabelMap((scheme.name,), evidence, scheme)
 
@@ -154,11 +158,17 @@ def group_of(case_id: str, folders: Iterable[str] = ()) -> str:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", " ", name.lower().replace("tumour", "tumor").replace("oedema", "edema")).strip()
+    return re.sub(r"[\W_]+", " ", name.lower().replace("tumour", "tumor").replace("oedema", "edema")).strip()
 
 
-def _entries(labels: Mapping[str, Any], where: str) -> dict[str, list[int]]:
+def _entries(labels: Any, where: str) -> dict[str, list[int]]:
     entries: dict[str, list[int]] = {}
+    if labels is None:
+        return entries
+    if not isinstance(labels, Mapping):
+        raise InputError(
+            f'{where}: labels: found a {type(labels).__name__}; expected an object such as {{"edema": 1}}; mend it'
+        )
     try:
         for key, value in labels.items():
             name, codes = (str(value), [int(key)]) if str(key).isdigit() else (str(key), value)
@@ -190,6 +200,9 @@ def _regions_of(classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return shared | {name: (name,) for name in classes if name not in inside}
 
 
+OLD_IDS = r"Brats1[789]_|BraTS20_|BraTS2021_"
+"""How ids of BraTS 2017–2021 begin."""
+
 ID_RULES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (r"Brats1[789]_", ("brats2021",), "ids of BraTS 2017–2019"),
     (r"BraTS20_", ("brats2021",), "ids of BraTS 2020"),
@@ -203,6 +216,9 @@ ID_RULES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (r"BraTS-(PED|MEN-RT)-", (), "ids BraTS-PED or BraTS-MEN-RT, whose codes are none of the maps known here"),
 )
 """(pattern of the id, maps it allows, in words); the first match counts."""
+
+_ANY = ("brats2023", "brats2021", "brats2024", "msd")
+"""What a glioma's codes may mean where nobody says."""
 
 _YEARS = {"brats2021": ("brats2021",), "brats2023": ("brats2023", "brats2024")}
 

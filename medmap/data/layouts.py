@@ -8,7 +8,6 @@ voxels are read by `read_case`, and by `recognise` where ``deep`` allows it.
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -21,12 +20,14 @@ import numpy as np
 
 from medmap.core.labels import LabelScheme, scheme_named
 from medmap.core.modality import GLIOMA_MRI, canonical
-from medmap.data.bids import json_table, truths
+from medmap.data.bids import truths
 from medmap.data.cases import CaseFiles, DataFolder, ImageRef, ordered, read_case
 from medmap.data.dicom import looks_dicom
-from medmap.data.filenames import SEG_WORDS, bids_case, bids_name, by_tail, style_of
-from medmap.data.labelmaps import LabelMap, decided, from_json, from_names, from_values, group_of, patient_of
+from medmap.data.filenames import SEG_WORDS, bids_case, bids_name, by_tail, says_t1ce, style_of
+from medmap.data.folders import files_below, json_table, walk
+from medmap.data.labelmaps import OLD_IDS, LabelMap, decided, from_json, from_names, from_values, group_of, patient_of
 from medmap.data.nifti import is_nifti, read_labels, stem
+from medmap.data.own import by_medmap, no_truth
 from medmap.errors import InputError
 
 __all__ = ["FAMILIES", "LAYOUTS", "CaseFiles", "DataFolder", "ImageRef", "read_case", "recognise"]
@@ -74,14 +75,23 @@ def recognise(path: Path | str, labels: str | None = None, deep: bool = False) -
 
 
 def phantoms(root: Path) -> Found:
-    """A folder with ``phantoms.json``, which names the label map, and cases with the names of BraTS."""
+    """A folder with ``phantoms.json``, which lists its cases and their label map, and files with the names of BraTS.
+
+    Cases that it does not list are no phantoms: they are what their names say.
+    """
     table = json_table(root / "phantoms.json")
     if table is None:
         return Found()
     scheme = scheme_named(str(table.get("labels", "brats2023")))
-    cases, notes = brats(root, tuple(map(str, table.get("modalities", ()))))
+    try:
+        listed, others = {case["id"] for case in table["cases"]}, [str(name) for name in table.get("modalities", ())]
+    except (KeyError, TypeError) as error:
+        what = f"found no list of cases with ids, or of modalities ({error!r}), as `medmap simulate` writes them"
+        raise InputError(f"{root / 'phantoms.json'}: {what}; simulate again into a new folder") from error
+    cases, notes = brats(root, others)
     known = LabelMap((scheme.name,), f"phantoms.json says {scheme.name}", scheme)
-    return Found([replace(case, family="phantom", map=known, group="") for case in cases], notes)
+    made = {case.id: replace(case, family="phantom", map=known, group="") for case in cases if case.id in listed}
+    return Found([made.get(case.id, case) for case in cases], notes)
 
 
 def csv_table(root: Path) -> Found:
@@ -128,7 +138,7 @@ def nnunet(root: Path) -> Found:
             f"{where}: names no channel {strange[0]}, but there are files …_{strange[0]:04d}; add its name"
         )
     images = {case: {names[c]: ImageRef(path) for c, path in sorted(files.items())} for case, files in found.items()}
-    return _task_cases(folder, images, "nnunet", from_json(table.get("labels", {}), "dataset.json"))
+    return _task_cases(folder, images, "nnunet", from_json(table.get("labels"), "dataset.json"))
 
 
 def msd(root: Path) -> Found:
@@ -142,7 +152,9 @@ def msd(root: Path) -> Found:
         stem(path): {name: ImageRef(path, c if len(names) > 1 else None) for c, name in names.items()} for path in paths
     }
     labels = (table or {}).get("labels")
-    known = from_json(labels, "dataset.json") if labels else decided("msd", "file names BRATS_… of MSD Task01")
+    known = from_json(labels, "dataset.json")
+    if not labels and all(stem(path).startswith("BRATS_") for path in paths):
+        known = decided("msd", "file names BRATS_… of MSD Task01")
     return _task_cases(folder, images, "msd", known)
 
 
@@ -153,8 +165,8 @@ def bids(root: Path) -> Found:
     for path in sorted([*root.glob("sub-*/anat/*.nii*"), *root.glob("sub-*/ses-*/anat/*.nii*")]):
         if is_nifti(path) and (name := bids_name(path)):
             found.setdefault(bids_case(path), {}).setdefault(name, []).append(path)
-    segmentations = truths(root, found)
-    cases, notes = [], []
+    segmentations, own = truths(root, found)
+    cases, notes = [], [no_truth(root.resolve().name, own)] * bool(own)
     for case, files in found.items():
         chosen = {name: min(paths, key=lambda path: (len(path.name), path.name)) for name, paths in files.items()}
         notes += [
@@ -179,8 +191,10 @@ def brats(root: Path, others: Collection[str] = ()) -> Found:
         return Found()
     cases: list[CaseFiles] = []
     notes: list[str] = []
-    for folder, paths in _walk(root):
-        cases += _named_cases(root, folder, paths, notes, others)
+    niftis = {folder: [path for path in files if is_nifti(path)] for folder, files in walk(root, depth=4)}
+    old = says_t1ce(stem(path) for paths in niftis.values() for path in paths)
+    for folder, paths in niftis.items():
+        cases += _named_cases(root, folder, paths, notes, others, old)
     return Found(cases, notes)
 
 
@@ -188,11 +202,15 @@ def brats(root: Path, others: Collection[str] = ()) -> Found:
 
 
 def _named_cases(
-    root: Path, folder: Path, paths: list[Path], notes: list[str], others: Collection[str]
+    root: Path, folder: Path, paths: list[Path], notes: list[str], others: Collection[str], old: bool
 ) -> Iterator[CaseFiles]:
+    """Cases of one folder; ``old``: whether the data set has names of BraTS 2018–2021."""
     images, segs, spare = by_tail(paths, others)
     if not images:
         return
+    if own := [path for path in (*segs.values(), *spare) if by_medmap(path, root)]:
+        notes.append(no_truth(folder.name, own))
+        images, segs, spare = by_tail([path for path in paths if path not in own], others)
     # One BraTS 2020 case names its segmentation W39_1998.09.19_Segm: what says seg beside one case belongs to it.
     alone = next(iter(images)) if len(images) == 1 else None
     spare += [segs.pop(case) for case in list(segs) if case not in images]
@@ -200,12 +218,14 @@ def _named_cases(
     if alone is not None and alone not in segs and len(loose) == 1:
         segs[alone] = loose[0]
         spare.remove(loose[0])
+        notes.append(f"{folder.name}: {loose[0].name} is taken for the segmentation, as its name says seg")
     if spare:
         names = ", ".join(path.name for path in spare[:4]) + (" …" if len(spare) > 4 else "")
         notes.append(f"{folder.name}: left out {names}: neither one more sequence nor the segmentation")
     above = [*root.resolve().parts[-2:], *folder.relative_to(root).parts]
     for case, slot in images.items():
-        name, style = case or folder.resolve().name, style_of(slot.values())
+        name = case or folder.resolve().name
+        style = style_of(slot.values(), old or re.match(OLD_IDS, name) is not None)
         known = from_names(name, style)
         plain = style == "plain" or known.scheme is None
         family = {"brats2023": "brats2023+"}.get(style, style) if plain else known.candidates[0]
@@ -227,6 +247,9 @@ def _rows(table: Path, columns: list[str], rows: list[tuple[int, list[str]]]) ->
         if not paths:
             notes.append(f"{table.name}, line {line}: case {case} is left out: no image in its row")
             continue
+        if seg is not None and by_medmap(seg, table.parent):
+            notes.append(no_truth(f"{table.name}, line {line}", [seg]))
+            seg = None
         images = {name: ImageRef(paths[name]) for name in ordered(paths)}
         cases.append(CaseFiles(case, patient, group, images, seg, "csv", from_names(case, "plain")))
     return Found(cases, notes)
@@ -261,13 +284,16 @@ def _task(root: Path) -> tuple[Path, dict[str, Any] | None]:
 
 def _task_cases(folder: Path, images: dict[str, dict[str, ImageRef]], family: str, known: LabelMap) -> Found:
     truth = folder.parent / folder.name.replace("images", "labels")
-    segs = {stem(path): path for path in _niftis(truth)}
+    masks = _niftis(truth)
+    own = [path for path in masks if by_medmap(path, folder.parent)]
+    segs = {stem(path): path for path in masks if path not in own}
     cases = []
     for case, refs in images.items():
         sorted_refs = {name: refs[name] for name in ordered(refs)}
         cases.append(CaseFiles(case, patient_of(case), group_of(case), sorted_refs, segs.get(case), family, known))
     tests = len(_niftis(folder.parent / "imagesTs")) if folder.name == "imagesTr" else 0
-    return Found(cases, [f"imagesTs: {tests} files without labels left out; name that folder to read it"] * bool(tests))
+    notes = [f"imagesTs: {tests} files without labels left out; name that folder to read it"] * bool(tests)
+    return Found(cases, [*notes, *[no_truth(truth.name, own)] * bool(own)])
 
 
 def _channels(names: Any, where: Path) -> dict[int, str]:
@@ -284,16 +310,6 @@ def _channels(names: Any, where: Path) -> dict[int, str]:
 
 def _niftis(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if is_nifti(path)) if folder.is_dir() else []
-
-
-def _walk(root: Path, depth: int = 4) -> Iterator[tuple[Path, list[Path]]]:
-    """Folders that hold NIfTI files, down to four levels; links are followed, hidden folders are not."""
-    for folder, below, names in os.walk(root, followlinks=True):
-        here = Path(folder)
-        level = len(here.relative_to(root).parts)
-        below[:] = [] if level >= depth else sorted(name for name in below if not name.startswith("."))
-        if paths := [here / name for name in sorted(names) if is_nifti(here / name)]:
-            yield here, paths
 
 
 def _refuse_twins(cases: list[CaseFiles]) -> None:
@@ -330,7 +346,7 @@ def _shared_map(cases: list[CaseFiles]) -> tuple[LabelScheme | None, str]:
 
 def _nothing_in(root: Path) -> InputError:
     """Why a folder holds no case, in the words that help."""
-    files = [Path(folder) / name for folder, _, names in os.walk(root) for name in sorted(names)]
+    files = files_below(root)
     niftis = [path for path in files if is_nifti(path)]
     if niftis:
         names = ", ".join(path.name for path in niftis[:3]) + (" …" if len(niftis) > 3 else "")

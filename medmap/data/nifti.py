@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ class Header:
     dtype:   type on disk
     oriented: whether the file says where the volume lies (qform or sform code > 0); else the affine is a default
     unit:    of lengths, as the file names it: mm, meter, micron or unknown; the affine is not brought to mm
+    forms_apart: how far qform and sform put the same voxel apart, where both are set, at the corner where it is most;
+             in the unit of lengths. The affine is the sform then
     """
 
     path: Path
@@ -50,6 +53,7 @@ class Header:
     dtype: np.dtype[Any]
     oriented: bool = True
     unit: str = "unknown"
+    forms_apart: float = 0.0
 
     @property
     def channels(self) -> int:
@@ -92,7 +96,8 @@ def read_header(path: Path) -> Header:
     if dtype.kind not in "iuf":
         raise InputError(f"{path}: voxels are of type {dtype}; numbers are expected (is it a colour picture?)")
     codes = int(image.header["qform_code"]), int(image.header["sform_code"])
-    return Header(Path(path), shape, affine, dtype, any(codes), _unit(image.header))
+    apart = _forms_apart(image.header, shape) if all(code > 0 for code in codes) else 0.0
+    return Header(Path(path), shape, affine, dtype, any(codes), _unit(image.header), apart)
 
 
 def read_volume(path: Path, channel: int | None = None) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -100,8 +105,8 @@ def read_volume(path: Path, channel: int | None = None) -> tuple[NDArray[np.floa
 
     channel: which volume of a 4-D file; None where the file is 3-D
 
-    Raises InputError as `read_header` does, for a damaged file, for a 4-D file where no channel is asked for, and
-    for a channel that the file does not hold.
+    Raises InputError as `read_header` does, for a damaged file (of a .gz, the checksum is held to), for a 4-D file
+    where no channel is asked for, and for a channel that the file does not hold.
     """
     header = read_header(path)
     data = _voxels(header, channel)
@@ -193,6 +198,16 @@ def looks_cut_off(header: Header) -> bool:
         return True
 
 
+def _forms_apart(header: Any, shape: tuple[int, ...]) -> float:
+    """Both are affine, so that they are farthest apart at a corner; 0 where the qform is none that can be read."""
+    corners = np.array([(*at, 1) for at in product(*((0, n - 1) for n in shape[:3]))], np.float64)
+    try:
+        apart = corners @ (header.get_qform() - header.get_sform()).T
+    except (HeaderDataError, ValueError):
+        return 0.0
+    return float(np.linalg.norm(apart[:, :3], axis=1).max())
+
+
 def _unit(header: Any) -> str:
     """Of lengths: the three lowest bits; those above are the unit of time, which may be any number."""
     return _UNITS.get(int(header["xyzt_units"]) & 7, "unknown")
@@ -206,9 +221,11 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
-    except (EOFError, zlib.error) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        if isinstance(error, gzip.BadGzipFile) and not _is_gzip(path):
+            raise InputError(f"{path}: {_unlike_nifti(path)}, a NIfTI file is expected; {again}") from error
         raise InputError(f"{path}: damaged or cut off while it was written ({error}); {again}") from error
-    except (ImageFileError, HeaderDataError, gzip.BadGzipFile) as error:
+    except (ImageFileError, HeaderDataError) as error:
         raise InputError(f"{path}: {_unlike_nifti(path)}, a NIfTI file is expected; {again}") from error
     except (OSError, ValueError, TypeError, OverflowError, KeyError) as error:
         raise InputError(f"{path}: cannot be read ({error}); {again}") from error
@@ -219,9 +236,14 @@ def _unlike_nifti(path: Path) -> str:
         start = file.read(2)
     if not start:
         return "empty"
-    if path.name.lower().endswith(".gz") and start != b"\x1f\x8b":
+    if path.name.lower().endswith(".gz") and not _is_gzip(path):
         return "named .gz but its bytes are not gzip"
     return "something else inside"
+
+
+def _is_gzip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 @contextmanager
@@ -245,10 +267,17 @@ class _Refuse(logging.Filter):
 def _open(path: Path) -> Any:
     if path.is_dir():
         raise InputError(f"{path}: is a folder; a NIfTI file is expected")
+    if path.exists() and not path.name.lower().endswith(SUFFIXES):  # nibabel would believe the name, and fail its way
+        found = f"a name that ends in {path.suffix}" if path.suffix else "a name without an ending"
+        raise InputError(
+            f"{path}: found {found}; expected a NIfTI file (.nii or .nii.gz); convert it, or name the right file"
+        )
     with _explained(path), _silent():
         image = nib.load(path)
     if not isinstance(image, nib.Nifti1Image):
-        raise InputError(f"{path}: found {type(image).__name__}; expected a NIfTI file (.nii or .nii.gz)")
+        raise InputError(
+            f"{path}: found {type(image).__name__}; expected a NIfTI file of one piece (.nii or .nii.gz); convert it"
+        )
     return image
 
 
@@ -262,10 +291,19 @@ def _voxels(header: Header, channel: int | None) -> NDArray[Any]:
     if channel is not None and not 0 <= channel < many:
         raise InputError(f"{header.path}: volume {channel + 1} is asked for, the file holds {many}")
     with _explained(header.path), _silent():
-        data = nib.load(header.path, mmap=False).dataobj
-        if len(header.shape) > 3:
-            return np.asanyarray(data[..., 0 if channel is None else channel]).reshape(header.shape[:3])
-        return np.asanyarray(data)
+        image: Any = nib.load(header.path, mmap=False)
+        if not header.path.name.lower().endswith(".gz"):
+            return _array(image.dataobj, header, channel)
+        with gzip.open(header.path, "rb") as stream:
+            voxels = _array(type(image).from_stream(stream).dataobj, header, channel)
+            while stream.read(1 << 20):  # the checksum stands at the end, beyond the last voxel
+                pass
+            return voxels
+
+
+def _array(data: Any, header: Header, channel: int | None) -> NDArray[Any]:
+    volume = np.asanyarray(data[..., channel or 0] if len(header.shape) > 3 else data)
+    return volume.reshape(header.shape[:3])
 
 
 def _save(image: Any, path: Path) -> None:

@@ -268,19 +268,24 @@ def _named(views: Mapping[str, View]) -> Iterator[Finding]:
         yield Finding("named", name, what, cure)
 
 
-def odd_values(name: str, volume: NDArray[np.float32]) -> Iterator[Finding]:
-    """What is odd about the values of one image as stored, 0 outside the brain.
+def coded(name: str, volume: NDArray[Any]) -> Finding | None:
+    """Whether an image, 0 outside, is a segmentation: few values, and where these are few voxels whole numbers.
 
-    >>> [finding.kind for finding in odd_values("t2w", np.arange(4000).reshape(10, 20, 20) % 5)]
-    ['codes']
+    >>> coded("t2w", np.arange(4000).reshape(10, 20, 20) % 5).kind
+    'codes'
     """
     inside = volume[volume != 0]
-    if inside.size < 1000:
-        return
     few = np.unique(inside[:: max(1, inside.size // 20000)])
-    if few.size <= FEW_VALUES:
-        what = f"{name} holds {few.size} different values only, {few[0]:g} … {few[-1]:g}: a segmentation, not an image"
-        yield Finding("codes", name, what, "name the image's own file")
+    if not 0 < few.size <= FEW_VALUES or (inside.size < 1000 and (few != np.rint(few)).any()):
+        return None
+    what = f"{name} holds {few.size} different values only, {few[0]:g} … {few[-1]:g}: a segmentation, not an image"
+    return Finding("codes", name, what, "name the image's own file")
+
+
+def odd_values(name: str, volume: NDArray[np.float32]) -> Iterator[Finding]:
+    """What is odd about the values of one image of a brain as stored, 0 outside; `coded` comes before."""
+    inside = volume[volume != 0]
+    if inside.size < 1000:
         return
     top = float(np.count_nonzero(inside == inside.max()) / inside.size)
     if top >= CLIPPED:

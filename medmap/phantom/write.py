@@ -75,23 +75,19 @@ def write_phantoms(
     workers:     processes; by default one per core, and none but this one for a few patients
     on_progress: called after each patient with (done, count, id)
 
-    Whole patients that are there already are kept. Raises InputError, before anything is written, for an impossible
-    request, a folder that cannot be written or has no room, and a folder of phantoms made with other settings.
+    Whole patients that are there already are kept. Raises InputError, before anything is written, as `plan_phantoms`
+    does, and for a folder that cannot be written.
     """
-    _check(count, seed, missing)
-    files = layout_for(layout, settings)
+    plan = plan_phantoms(out, count, seed, settings, layout=layout, missing=missing)
     _check_writable(out)
-    described = _described(settings, files, seed, missing)
-    known = _known(out, described)
-    plan = [_planned(index, seed, settings, missing) for index in range(count)]
-    todo = [job for job in plan if not _whole(out / job[0], files, job)]
-    _check_room(out, len(todo), settings)
-    for id, patient_seed, there in plan:
-        known[id] = {"id": id, "sequences": list(there), **patient_of(patient_seed, settings).to_dict()}
-    _write_manifest(out, described, known)
-    done = count - len(todo)
+    known = plan.known | {
+        id: {"id": id, "sequences": list(there), **patient_of(patient_seed, settings).to_dict()}
+        for id, patient_seed, there in plan.jobs
+    }
+    _write_manifest(out, plan.described, known)
+    done = count - len(plan.todo)
     try:
-        for id in _worked(out, todo, settings, files, workers):
+        for id in _worked(out, plan.todo, settings, plan.files, workers):
             done += 1
             if on_progress is not None:
                 on_progress(done, count, id)
@@ -100,7 +96,46 @@ def write_phantoms(
             f"{out}: cannot be written ({error.strerror}); {done} of {count} patients are whole and will be "
             "kept: make room and run again"
         ) from error
-    return [id for id, _, _ in plan]
+    return [id for id, _, _ in plan.jobs]
+
+
+Job = tuple[str, int, ModalitySet]
+"""Id, seed and the sequences that exist."""
+
+
+class Plan(NamedTuple):
+    """What is asked of `write_phantoms`.
+
+    files:     names and codes of the files
+    described: the settings as the manifest says them
+    known:     {id: what the manifest there says of a patient}
+    jobs:      the patients asked for
+    todo:      those of them that are not there yet
+    """
+
+    files: Layout
+    described: dict[str, Any]
+    known: dict[str, dict[str, Any]]
+    jobs: list[Job]
+    todo: list[Job]
+
+
+def plan_phantoms(
+    out: Path, count: int, seed: int, settings: Settings = PLAIN, *, layout: str = "brats2023", missing: float = 0.0
+) -> Plan:
+    """What `write_phantoms`, with the same arguments, would do; nothing is written.
+
+    Raises InputError for an impossible request, a folder that holds something else or phantoms made with other
+    settings, and a disk without room.
+    """
+    _check(count, seed, missing)
+    files = layout_for(layout, settings)
+    described = _described(settings, files, seed, missing)
+    known = _known(out, described)
+    jobs = [_planned(index, seed, settings, missing) for index in range(count)]
+    todo = [job for job in jobs if not _whole(out / job[0], files, job)]
+    _check_room(out, len(todo), settings)
+    return Plan(files, described, known, jobs, todo)
 
 
 def layout_for(name: str, settings: Settings) -> Layout:
@@ -127,10 +162,6 @@ def layout_for(name: str, settings: Settings) -> Layout:
             "or another layout"
         )
     return layout._replace(scheme=scheme.name)
-
-
-Job = tuple[str, int, ModalitySet]
-"""Id, seed and the sequences that exist."""
 
 
 def _planned(index: int, seed: int, settings: Settings, missing: float) -> Job:
@@ -179,7 +210,8 @@ def _check(count: int, seed: int, missing: float) -> None:
 def _check_room(out: Path, count: int, settings: Settings) -> None:
     """Compressed noise takes about 1.6 bytes a voxel of the head, which fills a third of its box."""
     voxels = float(np.prod(organ_named(settings.organ).extent_mm)) / settings.spacing_mm**3 / 3
-    need, free = 1.6 * voxels * (len(settings.names) + 0.05) * count, shutil.disk_usage(out).free
+    place = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
+    need, free = 1.6 * voxels * (len(settings.names) + 0.05) * count, shutil.disk_usage(place).free
     if need > free:
         raise InputError(
             f"{out}: {count} patients need about {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make room, "
@@ -191,8 +223,14 @@ def _known(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Cases listed by the folder's manifest, by id, once its settings are found to be the same."""
     path = out / MANIFEST
     if not path.exists():
-        if any(out.glob("PHANTOM-*")):
+        there = sorted(file.name for file in out.iterdir() if not file.name.startswith(".")) if out.is_dir() else []
+        if any(name.startswith("PHANTOM-") for name in there):
             raise InputError(f"{out}: holds phantoms but no {MANIFEST} to tell how they were made; use a new folder")
+        if there:  # its patients would be taken for phantoms
+            names = ", ".join(there[:3]) + (" …" if len(there) > 3 else "")
+            raise InputError(
+                f"{out}: found {names}, and no {MANIFEST}; expected nothing, or phantoms; use a new folder"
+            )
         return {}
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))

@@ -152,4 +152,5 @@ def single(root: Path) -> None:
 def phantom(root: Path) -> None:
     case_2023(root, "phantom-0001")
     case_2023(root, "phantom-0002", has=("t1c",))
-    (root / "phantoms.json").write_text(json.dumps({"labels": "brats2023", "seed": 0}))
+    cases = [{"id": "phantom-0001"}, {"id": "phantom-0002"}]
+    (root / "phantoms.json").write_text(json.dumps({"labels": "brats2023", "seed": 0, "cases": cases}))

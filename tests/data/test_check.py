@@ -151,6 +151,16 @@ def orientation(root: Path) -> None:
         nib.save(picture, path)
 
 
+def forms(root: Path) -> None:
+    path = root / CASE / f"{CASE}-t2w.nii.gz"
+    picture = nib.load(path)
+    moved = picture.affine.copy()
+    moved[1, 3] += 2
+    picture.header.set_qform(moved, code=1)
+    picture.header.set_sform(picture.affine, code=1)
+    nib.save(nib.Nifti1Image(np.asanyarray(picture.dataobj), None, picture.header), path)
+
+
 def undecided(root: Path) -> None:
     case_2023(root, "hospital-7", codes=(2, 4))
 
@@ -200,6 +210,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], bool, str, str, str]] = {
     "small": (part_of_a_brain, True, "small", "only 22 ml of t1n, t1c, t2w, t2f are not 0", "fslchpixdim FILE X Y Z"),
     "background": (background, True, "background", "the background is -3, 0 is expected", "set the background to 0"),
     "orientation": (orientation, False, "orientation", "neither qform nor sform is set", "export it again"),
+    "forms": (forms, False, "forms", "qform and sform disagree by 2 mm; medmap uses the sform", "which is right"),
     "undecided": (
         undecided,
         False,

@@ -66,6 +66,31 @@ def test_names_of_series_are_understood(name: str, text: str) -> None:
     assert guess({"SeriesDescription": text}).name == name
 
 
+AGENT: dict[tuple[str, str], tuple[str, ...]] = {
+    ("t1n", "sure"): (
+        *("AX T1 C-", "T1 CE-", "AX T1 -C", "T1_C-_AX", "AX-T1-C-", "T1C-", "T1 (-Gd)", "T1 K-"),
+        *("AX T1 C−", "T1 –KM", "T1 C-, SAG", "POSTOP T1 pre", "PRE-OP T1 C-", "POST RT T1 W/O GD"),
+        *("T1 AX POSTOP", "POST RT T1", "T1 POST BIOPSY", "3D T1 POSTPROC", "T1 post-op", "PRE-OP T1"),
+        *("T1 PRESURGICAL", "T1 postoperativ", "post-chemo T1"),
+    ),
+    ("t1c", "sure"): (
+        *("AX T1 C+", "T1 CE+", "T1 +K", "AX_T1-Gd", "T1-CE-MPRAGE", "T1_C", "T1 +CE", "T1-C"),
+        *("PRE-OP T1 +C", "PRE OP STEALTH T1 GAD", "POST OP T1 POST", "T1 KM postop"),
+    ),
+    ("t1n", "unsure"): (
+        *("T1 W&WO GD", "T1 W/WO CONTRAST", "T1 mit und ohne KM", "T1 avec et sans", "T1 +/-C"),
+        *("T1 with and without", "T1 WWO", "T1 wo&w gd", "T1 PRE POST", "T1 pre gadovist C+"),
+    ),
+    ("t1c", "unsure"): ("PRE T1 +C", "GD T1 PRE"),
+}
+
+
+@pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, texts in AGENT.items() for text in texts])
+def test_words_about_the_agent(kind: tuple[str, str], text: str) -> None:
+    found = guess({"SeriesDescription": text, "RepetitionTime": 550.0, "EchoTime": 9.0})
+    assert (found.name, found.sure) == kind
+
+
 PHYSICS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("t1n", {"ScanningSequence": "SE", "RepetitionTime": 500.0, "EchoTime": 10.0}),
     ("t1n", {"ScanningSequence": ("GR", "IR"), "RepetitionTime": 1900.0, "EchoTime": 2.5, "InversionTime": 900.0}),
@@ -169,6 +194,25 @@ def test_the_same_t1_twice_is_before_and_after_but_unsure(tmp_path: Path) -> Non
     other = {**T1, "AcquisitionTime": "110000", "RepetitionTime": 900.0}
     apart = series_of(tmp_path / "b", {**T1, "AcquisitionTime": "100000"}, other)
     assert [each.name for each in guess_all(apart.series)] == ["t1n", "t1n"]
+
+
+@pytest.mark.parametrize("names", [("T1 C-", "T1 C+"), ("T1 POSTOP", "T1 POSTOP GD"), ("T1 -Gd", "T1 +Gd")])
+def test_a_study_with_both_t1_gives_both(names: tuple[str, str], tmp_path: Path) -> None:
+    study = series_of(tmp_path, *({**T1, "SeriesDescription": name} for name in names))
+    chosen, _ = choose(study.series, guess_all(study.series), ("t1n", "t1c"))
+    assert {name: series.number for name, series in chosen.items()} == {"t1n": 1, "t1c": 2}
+
+
+def test_of_two_t1_of_one_name_the_header_with_the_agent_is_taken_and_none_is_sure(tmp_path: Path) -> None:
+    bare, named = {**T1, "SeriesDescription": "T1 post", "mm": 1.0}, {**T1, "SeriesDescription": "T1 post"}
+    study = series_of(tmp_path, bare, {**named, "ContrastBolusAgent": "Gadovist"})
+    found = guess_all(study.series)
+    assert [(each.name, each.sure) for each in found] == [("t1c", "likely")] * 2
+    assert all(each.why[-1] == "of several t1c some headers name an agent" for each in found)
+    chosen, notes = choose(study.series, found, ("t1c",))
+    assert chosen["t1c"].number == 2
+    (note,) = notes
+    assert note.endswith("is taken before series 1 (T1 post): its header speaks of the contrast agent as its name does")
 
 
 def test_of_two_series_the_better_resolved_is_taken_and_said(tmp_path: Path) -> None:

@@ -143,6 +143,15 @@ def test_files_need_no_ending_and_folders_no_order(volume: np.ndarray, tmp_path:
     assert (series.uid, series.number, series.shape, series.fault) == (uid, 3, SHAPE, "")
 
 
+def test_a_study_may_be_a_folder_of_links(volume: np.ndarray, tmp_path: Path) -> None:
+    write_series(tmp_path / "far" / "a", volume, STRAIGHT, headers=HEADERS["t1n"])
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near" / "a").symlink_to(tmp_path / "far" / "a")
+    (tmp_path / "near" / "circle").symlink_to(tmp_path / "near")
+    assert is_study(tmp_path / "near")
+    assert only(read_study(tmp_path / "near")).shape == SHAPE
+
+
 def test_files_of_old_scanners_begin_without_the_letters(volume: np.ndarray, tmp_path: Path) -> None:
     write_series(tmp_path / "s", volume, STRAIGHT)
     for path in (tmp_path / "s").iterdir():

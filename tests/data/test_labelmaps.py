@@ -94,6 +94,54 @@ def test_without_each_part_once_every_class_is_a_region_by_itself(names: tuple[s
 
 
 @pytest.mark.parametrize(
+    "labels",
+    [
+        {"坏死": 1, "水肿": 2, "增强": 3},
+        {"некроз": 1, "отёк": 2, "Ödem": 3},
+        {"lesion-a": 1, "lesion a": 2, "Lesion_A": 3},
+        {"+": 1, "-": 2},
+        {"necrosis": 1, "Necrosis": 2},
+    ],
+)
+def test_no_two_codes_become_one_class(labels: dict[str, int]) -> None:
+    scheme = from_json(labels, "dataset.json").scheme
+    assert scheme is not None
+    assert sorted(scheme.codes.values()) == sorted(labels.values())
+    assert "" not in scheme.codes
+    assert scheme.regions == {name: (name,) for name in scheme.codes}
+
+
+def test_two_names_for_one_region_stay_two() -> None:
+    scheme = from_json({"whole": [1, 2], "whole tumor": [1, 2, 3], "core": [3]}, "dataset.json").scheme
+    assert scheme is not None
+    assert list(scheme.regions) == ["whole", "whole tumor", "core"]
+
+
+@pytest.mark.parametrize("build", ["nnunet", "msd"])
+@pytest.mark.parametrize("labels", [None, {}, {"background": 0}, "left out"])
+def test_a_table_without_labels_decides_nothing(build: str, labels: object, tmp_path: Path) -> None:
+    getattr(trees, build)(tmp_path)
+    table = json.loads((tmp_path / "dataset.json").read_text()) | {"labels": labels}
+    if labels == "left out":
+        del table["labels"]
+    (tmp_path / "dataset.json").write_text(json.dumps(table))
+    for path in [*(tmp_path / "imagesTr").iterdir(), *(tmp_path / "labelsTr").iterdir()]:
+        path.rename(path.with_name(path.name.replace("BRATS_", "hospital_")))  # that name is the Decathlon's own
+    found = recognise(tmp_path)
+    assert found.scheme is None
+    assert found.evidence == "dataset.json names no labels"
+    assert len(found.undecided) == 2
+
+
+@pytest.mark.parametrize("labels", [[1, 2], 3, "edema"])
+def test_labels_that_are_no_object_are_named(labels: object, tmp_path: Path) -> None:
+    trees.nnunet(tmp_path)
+    (tmp_path / "dataset.json").write_text(json.dumps({**trees.REGIONS_JSON, "labels": labels}))
+    with pytest.raises(InputError, match=r"dataset.json: labels: found a (list|int|str); expected an object such as"):
+        recognise(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("cases", "patient"),
     [
         (("TCGA-02-0006_1996.08.23", "TCGA-02-0006_2000.01.01", "TCGA-02-0006"), "TCGA-02-0006"),

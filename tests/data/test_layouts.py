@@ -13,6 +13,7 @@ import pytest
 from made_up_trees import FOUR, case_2021, case_2023, image, labels, save
 
 from medmap.core.labels import SCHEMES
+from medmap.data.folders import files_below
 from medmap.data.layouts import FAMILIES, LAYOUTS, read_case, recognise
 from medmap.errors import InputError
 
@@ -168,6 +169,89 @@ def test_several_cases_in_one_folder(tmp_path: Path) -> None:
     ]
 
 
+LOOSE = "W39_1998.09.19_Segm.nii.gz"
+
+
+def test_a_segmentation_that_is_taken_by_a_loose_name_is_noted(tmp_path: Path) -> None:
+    case_2021(tmp_path, "hospital_7", codes=None)
+    save(tmp_path / "hospital_7" / LOOSE, labels((4,)))
+    found = recognise(tmp_path)
+    assert found.cases[0].labels == tmp_path / "hospital_7" / LOOSE
+    assert found.notes == (f"hospital_7: {LOOSE} is taken for the segmentation, as its name says seg",)
+
+
+def predicted(path: Path, **more: object) -> None:
+    """A mask and one of its regions, with the record that `medmap predict` leaves beside them."""
+    for name in (path.name, path.name.replace(".nii.gz", "-WT.nii.gz")):
+        save(path.with_name(name), labels((1, 2, 4)))
+    record = path.with_name(path.name.replace(".nii.gz", ".medmap.json"))
+    record.write_text(json.dumps({"volumes_ml": {"WT": 3.0}, **more}))
+
+
+OWN = {
+    "2021": (lambda root: case_2021(root, "A", codes=None), "A/A_seg.nii.gz"),
+    "2023": (lambda root: case_2023(root, "A", codes=None), "A/A-seg.nii.gz"),
+    "loose": (lambda root: case_2021(root, "A", codes=None), "A/seg.nii.gz"),
+    "nnunet": (trees.nnunet, "labelsTr/patient_1.nii.gz"),
+    "msd": (trees.msd, "labelsTr/BRATS_001.nii.gz"),
+    "csv": (trees.table, "scans/seg.nii.gz"),
+    "bids": (trees.bids, "derivatives/manual/sub-01/ses-1/anat/sub-01_ses-1_dseg.nii.gz"),
+    "phantom": (trees.phantom, "phantom-0001/phantom-0001-seg.nii.gz"),
+}
+
+
+@pytest.mark.parametrize("layout", OWN)
+def test_masks_by_medmap_are_no_truth_in_any_layout(layout: str, tmp_path: Path) -> None:
+    build, mask = OWN[layout]
+    build(tmp_path)
+    predicted(tmp_path / mask)
+    found = recognise(tmp_path)
+    assert found.cases[0].labels is None
+    assert any("medmap made it, so it is no truth" in note for note in found.notes)
+    predicted(tmp_path / mask, Manual=True)
+    assert recognise(tmp_path).cases[0].labels == tmp_path / mask
+
+
+def test_a_mask_by_medmap_does_not_hide_the_truth_beside_it(tmp_path: Path) -> None:
+    case_2021(tmp_path, "A")
+    predicted(tmp_path / "A" / "A_labels.nii.gz")  # comes before A_seg in the alphabet
+    assert recognise(tmp_path).cases[0].labels == tmp_path / "A" / "A_seg.nii.gz"
+
+
+def test_linked_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
+    for name, build in {"bids": trees.bids, "brats": trees.brats2021}.items():
+        build(tmp_path / "far" / name)
+        (tmp_path / name).mkdir()
+        for folder in (tmp_path / "far" / name).iterdir():
+            (tmp_path / name / folder.name).symlink_to(folder)
+        (tmp_path / name / "circle").symlink_to(tmp_path / name)
+        near, far = recognise(tmp_path / name), recognise(tmp_path / "far" / name)
+        assert [(case.id, tuple(case.files)) for case in near.cases] == [
+            (case.id, tuple(case.files)) for case in far.cases
+        ]
+    assert not [path for path in files_below(tmp_path / "bids") if "circle" in path.parts]
+
+
+def test_patients_beside_phantoms_are_no_phantoms(tmp_path: Path) -> None:
+    trees.phantom(tmp_path)
+    case_2023(tmp_path, "BraTS-GLI-02073-100")
+    case_2023(tmp_path, "hospital-7")
+    found = {case.id: (case.family, case.scheme and case.scheme.name) for case in recognise(tmp_path).cases}
+    assert found.pop("BraTS-GLI-02073-100") == ("brats2024", "brats2024")
+    assert found.pop("hospital-7") == ("brats2023+", None)
+    assert set(found.values()) == {("phantom", "brats2023")}
+
+
+@pytest.mark.parametrize(
+    "table", [{"cases": [{"id": "phantom-0001"}], "modalities": 5}, {}, {"cases": 3}, {"cases": [1]}, {"cases": [{}]}]
+)
+def test_a_manifest_of_phantoms_that_is_none_is_named(table: dict[str, object], tmp_path: Path) -> None:
+    trees.phantom(tmp_path)
+    (tmp_path / "phantoms.json").write_text(json.dumps(table))
+    with pytest.raises(InputError, match=r"phantoms.json: found no list of cases with ids, or of mod.*; simulate"):
+        recognise(tmp_path)
+
+
 # ---- label maps -------------------------------------------------------------------------------------------------
 
 
@@ -207,6 +291,22 @@ def test_ids_decide_and_voxels_settle_only_what_they_can(
 def test_names_of_2021_decide_for_an_id_of_ones_own(tmp_path: Path) -> None:
     case_2021(tmp_path, "hospital_7")
     assert scheme_of(tmp_path) == "brats2021"
+
+
+def test_names_that_anybody_gives_are_of_no_year(tmp_path: Path) -> None:
+    case_2021(tmp_path, "p7", has=("t2f", "t2w"))
+    found = recognise(tmp_path)
+    assert (found.family, found.scheme, found.undecided) == ("plain", None, ("p7",))
+    case_2021(tmp_path, "p8")  # one t1ce says for the whole data set how its names are meant
+    found = recognise(tmp_path)
+    assert (found.family, found.scheme, found.undecided) == ("brats2021", SCHEMES["brats2021"], ())
+
+
+@pytest.mark.parametrize("case", ["BraTS2021_00002", "BraTS20_Training_001", "Brats18_CBICA_AAB_1"])
+def test_an_id_of_2018_to_2021_needs_no_t1ce(case: str, tmp_path: Path) -> None:
+    case_2021(tmp_path, case, has=("t1n", "t2f"))
+    found = recognise(tmp_path)
+    assert (found.family, found.scheme) == ("brats2021", SCHEMES["brats2021"])
 
 
 def test_names_of_2021_with_an_id_of_2024_are_a_contradiction(tmp_path: Path) -> None:

@@ -92,6 +92,22 @@ def test_labels_come_as_integers_also_from_floats(tmp_path: Path) -> None:
         read_labels(path)
 
 
+def test_qform_and_sform_that_disagree_are_measured(tmp_path: Path) -> None:
+    moved = AFFINE.copy()
+    moved[0, 3] += 3
+    moved[2, 2] *= 1.5  # the voxels are 1 mm thicker in the sform: 7 mm over the 7 steps from first to last
+    for codes, apart in (((1, 1), np.hypot(3, 7)), ((2, 4), np.hypot(3, 7)), ((1, 0), 0), ((0, 1), 0), ((0, 0), 0)):
+        picture = nib.Nifti1Image(image("a"), AFFINE)
+        picture.set_sform(moved, code=codes[1])
+        picture.header.set_qform(AFFINE, code=codes[0])
+        path = tmp_path / "a.nii"
+        nib.save(picture, path)
+        assert read_header(path).forms_apart == pytest.approx(apart)
+    turn = np.array([[0.8, -0.6, 0, 3.3], [0.6, 0.8, 0, -7.1], [0, 0, 1.7, 11.9], [0, 0, 0, 1]])
+    write_volume(tmp_path / "b.nii", image("b"), turn)
+    assert read_header(tmp_path / "b.nii").forms_apart < 1e-4
+
+
 # ---- writing ----------------------------------------------------------------------------------------------------
 
 
@@ -196,8 +212,17 @@ def test_files_that_are_no_nifti(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is a folder; a NIfTI file is expected"):
         read_header(tmp_path)
     nib.save(nib.MGHImage(image("a"), AFFINE), tmp_path / "e.mgz")
-    with pytest.raises(InputError, match=r"e.mgz: found MGHImage; expected a NIfTI file"):
-        read_header(tmp_path / "e.mgz")
+    (tmp_path / "f.mgz").write_bytes((save(tmp_path / "g.nii.gz", image("a"))).read_bytes())  # wrongly named
+    (tmp_path / "bare").write_bytes(b"text")
+    for name, found in (
+        ("e.mgz", r"that ends in \.mgz"),
+        ("f.mgz", r"that ends in \.mgz"),
+        ("bare", "without an ending"),
+    ):
+        with pytest.raises(InputError, match=rf"{name}: found a name {found}; expected a NIfTI file .*; convert it"):
+            read_header(tmp_path / name)
+    with pytest.raises(InputError, match=r"h.mgz: no such file"):
+        read_header(tmp_path / "h.mgz")
 
 
 def test_a_file_cut_off_on_its_way(tmp_path: Path) -> None:
@@ -215,6 +240,28 @@ def test_a_file_cut_off_on_its_way(tmp_path: Path) -> None:
     assert looks_cut_off(read_header(plain))
     with pytest.raises(InputError, match=r"b.nii: cannot be read"):
         read_volume(plain)
+
+
+@pytest.mark.parametrize("volumes", [1, 2])
+@pytest.mark.parametrize("end", [8, 4], ids=["checksum", "length"])
+def test_a_gzip_file_whose_checksum_does_not_fit_is_damaged(volumes: int, end: int, tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii.gz", np.stack([image("a")] * volumes, axis=-1))
+    data = bytearray(path.read_bytes())
+    data[-end] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"a.nii.gz: damaged or cut off .*(CRC|length).*; copy or download it again"):
+        read_volume(path, channel=0)
+
+
+def test_a_flipped_bit_among_stored_voxels_is_found(tmp_path: Path) -> None:
+    raw = gzip.decompress(save(tmp_path / "a.nii.gz", image("a")).read_bytes())
+    data = bytearray(gzip.compress(raw, compresslevel=0))  # stored as they are, so that any byte unpacks
+    data[len(data) // 2] ^= 1
+    (tmp_path / "b.nii.gz").write_bytes(data)
+    assert read_header(tmp_path / "b.nii.gz").shape == (8, 8, 8)
+    for read in (read_volume, read_labels):
+        with pytest.raises(InputError, match=r"b.nii.gz: damaged or cut off .*CRC check failed"):
+            read(tmp_path / "b.nii.gz")
 
 
 def test_a_gzip_file_of_two_members_is_whole(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from medmap.data.faults import Look
 from medmap.data.layouts import recognise
 from medmap.data.sequences import KINDS as LOOKS
 from medmap.data.sequences import NAMES, guess, kinds, likelier, numbers, order_score
-from medmap.data.siblings import KINDS, Finding, findings, odd_values
+from medmap.data.siblings import KINDS, Finding, coded, findings, odd_values
 from medmap.data.views import View
 from medmap.errors import InputError
 from medmap.inputs import examine, read_inputs
@@ -231,9 +231,20 @@ def test_odd_values() -> None:
     assert "t2w is cut off at 115: 6." in clip.what  # 6.7 % of a normal distribution lie beyond 1.5 σ
     (normal,) = odd_values("t2w", (values - values.mean()) / values.std())
     assert (normal.kind, KINDS[normal.kind]) == ("normalised", "note")
-    (codes,) = odd_values("t2w", np.round(values / 50))
-    assert codes.kind == "codes"
+
+
+@pytest.mark.parametrize("voxels", [1, 40, 999, 8000])
+def test_few_values_are_codes_in_masks_of_any_size(voxels: int) -> None:
+    values = np.zeros((20, 20, 20), np.float32)
+    values.flat[:voxels] = np.arange(voxels) % 3 + 1
+    codes = coded("t2w", values)
+    assert codes is not None
+    assert (codes.kind, codes.name, KINDS[codes.kind]) == ("codes", "t2w", "error")
     assert "a segmentation, not an image" in codes.what
+    assert (coded("t2w", values * np.float32(0.3)) is None) == (voxels < 1000)  # a few voxels of any image
+    assert coded("t2w", np.zeros((2, 2, 2))) is None
+    noise = np.random.default_rng(0).normal(100, 10, (20, 20, 20))
+    assert coded("t2w", np.round(noise)) is None
 
 
 def test_every_kind_is_of_a_known_severity() -> None:
@@ -273,6 +284,34 @@ def test_predicting_warns_and_refuses_what_would_mislead(exchanged: Path) -> Non
     nib.save(nib.Nifti1Image(2 * np.asarray(picture.dataobj), picture.affine), path)
     with pytest.raises(InputError, match="t2f is t2w once more"):
         examine(inputs, brain=True)
+
+
+def test_a_segmentation_for_an_image_is_refused(tmp_path: Path) -> None:
+    write_phantoms(tmp_path, 1, 11, Settings(spacing_mm=4.0))
+    (case,) = recognise(tmp_path).cases
+    assert case.labels is not None
+    _, *codes = np.unique(np.asarray(nib.load(case.labels).dataobj))
+    assert len(codes) > 1
+    case.images["t2f"].path.write_bytes(case.labels.read_bytes())
+    for brain in (True, False):
+        with pytest.raises(InputError, match="t2f holds 3 different values only, 1 … 3: a segmentation, not an image"):
+            examine(read_inputs({name: case.images[name] for name in ("t1c", "t2f")}), brain=brain)
+    assert [fault.kind for fault in check(tmp_path, deep=True).faults if fault.severity == "error"] == ["codes"]
+
+
+def test_an_image_with_far_less_volume_than_its_siblings_is_warned_about(tmp_path: Path) -> None:
+    write_phantoms(tmp_path, 1, 11, Settings(spacing_mm=4.0))
+    (case,) = recognise(tmp_path).cases
+    path = case.images["t2f"].path
+    picture = nib.load(path)
+    values = np.asarray(picture.dataobj).copy()
+    values[np.unravel_index(np.flatnonzero(values)[100:], values.shape)] = 0  # 6.4 ml are left
+    nib.save(nib.Nifti1Image(values, picture.affine), path)
+    (warning,) = examine(read_inputs({name: case.images[name] for name in ("t1c", "t2f")}))
+    assert "only 6.4 ml of t2f are not 0, 1" in warning
+    assert "ml of the other sequences; look at it" in warning
+    (warning,) = examine(read_inputs({"t2f": case.images["t2f"]}))
+    assert "only 6.4 ml of t2f are not 0, a brain has 1000 to 2000 ml" in warning
 
 
 def test_copies_to_the_byte_are_told_once(exchanged: Path) -> None:

@@ -22,7 +22,7 @@ from medmap.errors import InputError
 from medmap.phantom import Settings, simulate, write_phantoms
 from medmap.phantom import write as module
 from medmap.phantom.simulate import patient_of
-from medmap.phantom.write import LAYOUTS, layout_for
+from medmap.phantom.write import LAYOUTS, layout_for, plan_phantoms
 
 TWO = Settings(ModalitySet(("t1c", "t2f")), spacing_mm=4.0)
 ONE = Settings(ModalitySet(("t2f",)), spacing_mm=4.0)
@@ -287,6 +287,24 @@ def test_phantoms_of_unknown_making_are_refused(tmp_path: Path) -> None:
     (tmp_path / "phantoms.json").write_text('{"cases": 3}')
     with pytest.raises(InputError, match="not a readable manifest of phantoms"):
         write_phantoms(tmp_path, 1, 0, ONE)
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".DS_Store").write_text("")
+    plan_phantoms(tmp_path, 1, 0, ONE)
+    (tmp_path / "BraTS-GLI-00002-000").mkdir()
+    for ask in (write_phantoms, plan_phantoms):
+        with pytest.raises(InputError, match=r"found BraTS-GLI-00002-000, and no phantoms\.json; expected nothing"):
+            ask(tmp_path, 1, 0, ONE)
+    assert not (tmp_path / "phantoms.json").exists()
+
+
+def test_a_plan_writes_nothing_and_knows_what_is_there(written: Path, tmp_path: Path) -> None:
+    before = _hashes(written)
+    assert [id for id, *_ in plan_phantoms(written, 3, 5, TWO).todo] == ["PHANTOM-00002-000"]
+    assert _hashes(written) == before
+    assert len(plan_phantoms(tmp_path / "new" / "folder", 3, 5, TWO).todo) == 3
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_disk_without_room_is_noticed_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
