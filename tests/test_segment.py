@@ -232,6 +232,33 @@ def test_regions_of_an_earlier_answer_do_not_lie_beside_another(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["seg.medmap.json", MASK]
 
 
+@pytest.mark.parametrize("stop", ["medmap.segment.np.savez_compressed", "medmap.data.nifti.nib.save"])
+@pytest.mark.parametrize("error", [OSError(27, "File too large"), KeyboardInterrupt()])
+def test_a_set_that_fails_leaves_nothing_and_keeps_the_earlier_one(
+    images: dict[str, Path],
+    predictor: Predictor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: str,
+    error: Any,
+) -> None:
+    inputs, out = read_inputs({"t2f": images["t2f"]}), tmp_path / "masks" / MASK
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    for earlier in (False, True):
+        if earlier:
+            segment_case(predictor, inputs, out)
+        before = {path.name: path.read_bytes() for path in out.parent.glob("*")}
+        assert len(before) == 2 * earlier
+        with monkeypatch.context() as patch:
+            patch.setattr(stop, fail)
+            with pytest.raises((InputError, KeyboardInterrupt)):
+                segment_case(predictor, inputs, out, regions=True, probabilities=True)
+        assert {path.name: path.read_bytes() for path in out.parent.iterdir()} == before
+
+
 def test_a_json_never_outlives_its_mask(images: dict[str, Path], tmp_path: Path) -> None:
     out = segment_case(Mirror(), read_inputs({"t2f": images["t2f"]}), tmp_path / MASK)  # type: ignore[arg-type]
     out.unlink()
