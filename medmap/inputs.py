@@ -19,7 +19,7 @@ from medmap.data.cases import CaseFiles, ImageRef, grid_conflict, read_case, uni
 from medmap.data.dicom import in_words, is_study, looks_dicom
 from medmap.data.faults import Look, duplicates
 from medmap.data.filenames import by_tail, stem
-from medmap.data.nifti import Header, read_header, read_volume, sha256
+from medmap.data.nifti import Header, looks_cut_off, read_header, read_volume, sha256
 from medmap.errors import InputError
 
 if TYPE_CHECKING:
@@ -136,6 +136,8 @@ def _same(one: Path, two: Path) -> bool:
 def _header(name: str, ref: ImageRef) -> Header:
     _refuse_dicom(name, ref.path)
     header = read_header(ref.path)
+    if looks_cut_off(header):
+        raise InputError(f"{ref.path}: cut off: fewer bytes than its header promises; copy or download it again")
     if ref.channel is None and header.channels > 1:
         shape = "×".join(map(str, header.shape))
         raise InputError(

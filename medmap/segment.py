@@ -197,8 +197,7 @@ class Segmenter(Staged[Task, dict[str, Any]]):
         kind = np.dtype("float16" if self.probabilities is True else str(self.probabilities)) if wanted else None
         earlier = companions(read.task.mask, every.regions, True) if record_path(read.task.mask).is_file() else []
         like = read.task.inputs.reference.path
-        _write(read.task.mask, prediction, scheme, like, record, self.regions, kind, earlier)
-        return record
+        return _write(read.task.mask, prediction, scheme, like, record, self.regions, kind, earlier)
 
     def _left_out(self, begun: Begun) -> dict[str, str]:
         if self.abstain is None:
@@ -213,6 +212,15 @@ def record_path(mask: Path) -> Path:
     return mask.with_name(f"{stem(mask)}{'' if stem(mask).endswith('_dseg') else '.medmap'}.json")
 
 
+def by_medmap(mask: Path) -> bool:
+    """Whether the JSON beside a mask says that medmap made it, and the mask, where there is one, is as it was made."""
+    try:
+        record = json.loads(record_path(mask).read_text(encoding="utf-8"))
+        return "medmap" in record["versions"] and (not mask.exists() or record["mask_sha256"] == sha256(mask))
+    except (InputError, OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def made_so(
     model: ModelFolder,
     scheme: LabelScheme,
@@ -220,13 +228,19 @@ def made_so(
     clean: bool,
     regions: bool,
     probabilities: bool,
+    trust: bool,
     mask: Path,
     inputs: Inputs,
 ) -> bool:
-    """Whether a mask that is there was made by this model from these very images with these options."""
+    """Whether a mask that is there, whole, was made by this model from these very images with these options.
+
+    trust: whether the record must say how far the mask can be trusted
+    """
     images = inputs.files.images
     try:
         record = json.loads(record_path(mask).read_text(encoding="utf-8"))
+        if record["mask_sha256"] != sha256(mask) or (trust and record["confidence"] is None):
+            return False
         by, labels, sequences = record["model"]["weights_sha256"], record["labels"]["scheme"], record["sequences"]
         given = {*sequences["used"], *(name for name in sequences["ignored"] if name in model.modalities)}
         if (by, labels, given, record["abstain"]) != (model.weights_sha256, scheme.name, set(images), abstain):
@@ -237,7 +251,7 @@ def made_so(
             if (was["sha256"], was["resampled"]) != (sha256(images[name].path), name in inputs.moved):
                 return False
         told = [region for region in scheme.regions if region not in record["left_out"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (InputError, OSError, ValueError, KeyError, TypeError):
         return False
     return all(file.exists() for file in companions(mask, told if regions else (), probabilities))
 
@@ -310,8 +324,10 @@ def _write(
     regions: bool,
     kind: np.dtype[Any] | None,
     earlier: Iterable[Path],
-) -> None:
-    """All or nothing. The JSON goes first and comes last: where there is one, it belongs to the mask beside it.
+) -> dict[str, Any]:
+    """All or nothing; returns the record, with the mask's SHA-256.
+
+    The JSON goes first and comes last: where there is one, it belongs to the mask beside it.
 
     earlier: what an earlier answer left beside its mask, which this one may not have
     """
@@ -325,6 +341,7 @@ def _write(
                 write_mask(file, scheme.region_mask(prediction.classes, region), like)
             if kind is not None:
                 _write_probabilities(others[-1], prediction, kind)
+            record = {**record, "mask_sha256": sha256(mask)}
             about.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             for file in (record_path(out), *earlier):
                 file.unlink(missing_ok=True)
@@ -333,6 +350,7 @@ def _write(
             f"{out}: cannot be written ({error.strerror or error}); choose a place with -o that may be written to and "
             "has room"
         ) from error
+    return record
 
 
 def _write_probabilities(file: Path, prediction: Prediction, kind: np.dtype[Any]) -> None:

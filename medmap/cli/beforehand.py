@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,6 +33,22 @@ def mask_name(path: Path) -> None:
     if not path.name.lower().endswith(SUFFIXES):
         raise InputError(f"{path}: masks are written as .nii.gz (or .nii); give it such a name, -o {path}.nii.gz")
     writable(path.parent, "the mask")
+
+
+def no_input_among(written: Iterable[Path], read: Iterable[Path]) -> None:
+    """Raises InputError where a file that would be written is one of those that are read, by whatever name."""
+    there = [path for path in written if path.exists()]
+    inputs = {_identity(path): path for path in read if path.exists()} if there else {}
+    for path in there:
+        if _identity(path) in inputs:
+            raise InputError(
+                f"{path}: is the input {inputs[_identity(path)]} itself; give the mask another name or place with -o"
+            )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino
 
 
 def room(path: Path, needed_bytes: int, what: str) -> None:

@@ -90,14 +90,6 @@ def say_how(record: Mapping[str, Any]) -> None:
         console.say(HOW)
 
 
-def refuse_overwriting(found: OpenedStudy, mask: Path) -> None:
-    """Raises InputError where the DICOM SEG would take the place of an image of the study."""
-    out = seg_path(mask)
-    images = (frame.path for series in found.study.series for frame in series.frames)
-    if out.exists() and any(path.samefile(out) for path in images):
-        raise InputError(f"{out}: is an image of the study itself; give the mask another name with -o")
-
-
 def write_seg(
     found: OpenedStudy, made: Task, chosen: Mapping[str, Series], scheme: LabelScheme, record: Mapping[str, Any]
 ) -> None:

@@ -486,7 +486,7 @@ def test_a_seg_never_takes_the_place_of_an_image(study: Path, tmp_path: Path) ->
     shutil.copytree(study, tmp_path / "s")
     before = (tmp_path / "s" / "t1n" / "IM0001.dcm").read_bytes()
     words = ("predict", "-i", tmp_path / "s", "-o", tmp_path / "s" / "t1n" / "IM0001.nii.gz", "--dicom-seg")
-    assert "is an image of the study itself" in fails(*words)
+    assert "IM0001.dcm itself; give the mask another name" in fails(*words)
     assert (tmp_path / "s" / "t1n" / "IM0001.dcm").read_bytes() == before
 
 
