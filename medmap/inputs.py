@@ -5,6 +5,7 @@ Nothing here imports torch: what the headers tell is said before anything heavy 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from medmap.core.modality import GLIOMA_MRI, ModalitySet, canonical
 from medmap.data.cases import CaseFiles, ImageRef, grid_conflict, read_case, unit_fault
 from medmap.data.dicom import in_words, is_study, looks_dicom
 from medmap.data.faults import Look, duplicates
-from medmap.data.filenames import by_tail, stem
+from medmap.data.filenames import by_tail, refuse_foreign, stem
 from medmap.data.nifti import Header, looks_cut_off, read_header, read_volume, sha256
 from medmap.errors import InputError
 
@@ -134,6 +135,7 @@ def _same(one: Path, two: Path) -> bool:
 
 
 def _header(name: str, ref: ImageRef) -> Header:
+    refuse_foreign(ref.path)
     _refuse_dicom(name, ref.path)
     header = read_header(ref.path)
     if looks_cut_off(header):
@@ -229,7 +231,7 @@ def _provenance(files: CaseFiles, inputs: Inputs, modalities: ModalitySet) -> di
     return {
         "inputs": {
             name: {
-                **inputs.sources.get(name, {"file": str(ref.path)}),
+                **inputs.sources.get(name, {"file": os.path.abspath(ref.path)}),
                 **({} if ref.channel is None else {"volume": ref.channel}),
                 "sha256": sha256(ref.path),
                 "resampled": name in inputs.moved,

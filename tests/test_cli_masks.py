@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -85,6 +86,17 @@ def test_a_true_mask_among_the_cases_is_never_replaced(tiny_run: Path, tiny_phan
     table.write_text(f"case,t2f,seg\n{PATIENT},{tiny_phantoms / PATIENT / PATIENT}-t2f.nii.gz,{truth}\n")
     words = ("predict", "--model", tiny_run, "-i", table, "-o", truth.parent, "--overwrite")
     assert f"{truth}: is the input {truth} itself" in fails(*words)
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_the_work(tiny_run: Path, image: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller_t2.nii.gz"))
+    shutil.copy(image, odd)
+    words = ("predict", "--model", tiny_run, "--device", "cpu", "--t2w")
+    cure = "M\\xfcller_t2.nii.gz: the name is not in UTF-8"
+    for given, out in ((odd, tmp_path / "seg.nii.gz"), (image, odd)):
+        assert cure in fails(*words, given, "-o", out)
+    assert cure in fails("prepare", tmp_path, "-o", tmp_path / "store")
+    assert [path.name for path in tmp_path.iterdir()] == [odd.name]
 
 
 def test_a_dry_run_refuses_what_the_run_refuses(tiny_run: Path, image: Path, tmp_path: Path) -> None:

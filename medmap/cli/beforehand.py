@@ -9,12 +9,13 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
-from medmap.data.filenames import SUFFIXES
+from medmap.data.filenames import SUFFIXES, refuse_foreign
 from medmap.errors import InputError
 
 
 def writable(path: Path, what: str = "the result") -> None:
     """Raises InputError unless a file can be made in the folder ``path``, or in the nearest existing one above it."""
+    refuse_foreign(path)
     place = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     reason = f"{place} is a file"
     if place.is_dir():
@@ -32,6 +33,7 @@ def mask_name(path: Path) -> None:
         raise InputError(f"{path}: is a folder; name the mask itself, -o {path / 'seg.nii.gz'}")
     if not path.name.lower().endswith(SUFFIXES):
         raise InputError(f"{path}: masks are written as .nii.gz (or .nii); give it such a name, -o {path}.nii.gz")
+    refuse_foreign(path)
     writable(path.parent, "the mask")
 
 

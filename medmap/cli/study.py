@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -75,7 +76,7 @@ def inputs_of(found: OpenedStudy, chosen: Mapping[str, Series], known: ModalityS
         inputs = read_inputs(files, resample, known=known, id=found.name)
     except InputError as error:
         raise InputError(f"{found.worded(error)}; {HOW}") from error
-    place = {"study": str(found.path)}  # where `medmap report` looks for the series
+    place = {"study": os.path.abspath(found.path)}  # where `medmap report` looks for the series
     return replace(inputs, sources={name: place | found.source(series) for name, series in usable.items()})
 
 

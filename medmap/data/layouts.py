@@ -24,7 +24,7 @@ from medmap.core.modality import GLIOMA_MRI, canonical
 from medmap.data.bids import json_table, truths
 from medmap.data.cases import CaseFiles, DataFolder, ImageRef, ordered, read_case
 from medmap.data.dicom import looks_dicom
-from medmap.data.filenames import SEG_WORDS, bids_case, bids_name, by_tail, style_of
+from medmap.data.filenames import SEG_WORDS, bids_case, bids_name, by_tail, refuse_foreign, style_of
 from medmap.data.labelmaps import LabelMap, decided, from_json, from_names, from_values, group_of, patient_of
 from medmap.data.nifti import is_nifti, read_labels, stem
 from medmap.errors import InputError
@@ -58,6 +58,8 @@ def recognise(path: Path | str, labels: str | None = None, deep: bool = False) -
     if found is None:
         raise _nothing_in(root)
     cases = sorted(found.cases, key=lambda case: case.id)
+    for path in [ref.path for case in cases for ref in case.files.values()]:
+        refuse_foreign(path)
     _refuse_twins(cases)
     if forced is not None:
         asked = LabelMap((forced.name,), "asked for with --labels", forced)
