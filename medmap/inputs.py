@@ -182,8 +182,12 @@ def read_patient(inputs: Inputs, predictor: Predictor) -> Patient:
     """Read the images that a model knows. Raises InputError for an image that would mislead."""
     known = predictor.usable(inputs.files.images)
     files = replace(inputs.files, images={n: ref for n, ref in inputs.files.images.items() if n in known})
-    warnings = examine(replace(inputs, files=files), brain="WT" in predictor.card.scheme.regions)
-    return Patient(_read(files, inputs), _provenance(files, inputs, predictor.card.modalities), warnings)
+    brain = "WT" in predictor.card.scheme.regions
+    warnings = examine(replace(inputs, files=files), brain)
+    case = _read(files, inputs)
+    if brain and inputs.moved:
+        warnings += [told for told in _together(case, inputs) if told not in warnings]
+    return Patient(case, _provenance(files, inputs, predictor.card.modalities), warnings)
 
 
 def examine(inputs: Inputs, brain: bool = True) -> list[str]:
@@ -202,6 +206,22 @@ def examine(inputs: Inputs, brain: bool = True) -> list[str]:
         for name in inputs.moved
         if name in inputs.files.images
     ]
+
+
+def _together(case: Case, inputs: Inputs) -> list[str]:
+    """What brains say about each other once they are on one grid, as `examine` says of those that were: warnings.
+
+    Names are not looked at again. Raises InputError for an image that would mislead.
+    """
+    from medmap.data.siblings import KINDS, findings
+    from medmap.data.views import View
+
+    views = {name: view for name, image in case.images.items() if (view := View.of(image, case.affine))}
+    found = [finding for finding in findings(views) if finding.kind != "named"] if views else []
+    for one in found:
+        if KINDS[one.kind] == "error":
+            raise InputError(inputs.worded(f"case {inputs.id}: {one.what}; {one.cure}"))
+    return [inputs.worded(f"{one.what}; {one.cure}") for one in found if KINDS[one.kind] == "warning"]
 
 
 def _read(files: CaseFiles, inputs: Inputs) -> Case:

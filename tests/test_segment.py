@@ -331,6 +331,34 @@ def test_other_grids_are_refused_or_resampled_where_they_are_in_space(tmp_path: 
         ]
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda v: v, None),
+        (lambda v: v[::-1], r"case .*t2w is mirrored against t1n, t1c, t2f: left and right are exchanged; export it"),
+        (lambda v: np.roll(v, 8, axis=1), r"t2w lies 32 mm away from t1n, t1c, t2f on the same grid; register"),
+    ],
+)
+def test_images_that_were_resampled_are_looked_at_as_those_of_one_grid(
+    images: dict[str, Path], tmp_path: Path, change: Any, told: str | None
+) -> None:
+    image = nib.load(images["t2w"])
+    wide = np.pad(change(np.asarray(image.dataobj, np.float32)), [(2, 2), (0, 0), (0, 0)])
+    affine = image.affine.copy()
+    affine[:3, 3] -= 2 * affine[:3, 0]
+    named = images | {"t2w": write(tmp_path / "t2w.nii.gz", wide, affine)}
+    inputs = read_inputs(named, resample=True)
+    if told and told.startswith("case"):
+        with pytest.raises(InputError, match=told):
+            segment_case(Mirror(), inputs, tmp_path / MASK)  # type: ignore[arg-type]
+        return
+    out = segment_case(Mirror(), inputs, tmp_path / MASK)  # type: ignore[arg-type]
+    resampled, *others = json.loads(record_path(out).read_text())["warnings"]
+    assert resampled.startswith("t2w was resampled onto the grid of")
+    assert len(others) == (told is not None)
+    assert told is None or re.search(told, others[0])
+
+
 # ---- bad input ---------------------------------------------------------------------------------------------------
 
 LONELY = {"t2f": "t2f.nii.gz"}
