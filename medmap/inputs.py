@@ -5,6 +5,7 @@ Nothing here imports torch: what the headers tell is said before anything heavy 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from medmap.core.modality import GLIOMA_MRI, ModalitySet, canonical
 from medmap.data.cases import CaseFiles, ImageRef, grid_conflict, read_case, unit_fault
 from medmap.data.dicom import in_words, is_study, looks_dicom
 from medmap.data.faults import Look, duplicates
-from medmap.data.filenames import by_tail, stem
-from medmap.data.nifti import Header, read_header, read_volume, sha256
+from medmap.data.filenames import by_tail, refuse_foreign, stem
+from medmap.data.nifti import Header, looks_cut_off, read_header, read_volume, sha256
 from medmap.errors import InputError
 
 if TYPE_CHECKING:
@@ -134,8 +135,11 @@ def _same(one: Path, two: Path) -> bool:
 
 
 def _header(name: str, ref: ImageRef) -> Header:
+    refuse_foreign(ref.path)
     _refuse_dicom(name, ref.path)
     header = read_header(ref.path)
+    if looks_cut_off(header):
+        raise InputError(f"{ref.path}: cut off: fewer bytes than its header promises; copy or download it again")
     if ref.channel is None and header.channels > 1:
         shape = "×".join(map(str, header.shape))
         raise InputError(
@@ -178,8 +182,12 @@ def read_patient(inputs: Inputs, predictor: Predictor) -> Patient:
     """Read the images that a model knows. Raises InputError for an image that would mislead."""
     known = predictor.usable(inputs.files.images)
     files = replace(inputs.files, images={n: ref for n, ref in inputs.files.images.items() if n in known})
-    warnings = examine(replace(inputs, files=files), brain="WT" in predictor.card.scheme.regions)
-    return Patient(_read(files, inputs), _provenance(files, inputs, predictor.card.modalities), warnings)
+    brain = "WT" in predictor.card.scheme.regions
+    warnings = examine(replace(inputs, files=files), brain)
+    case = _read(files, inputs)
+    if brain and inputs.moved:
+        warnings += [told for told in _together(case, inputs) if told not in warnings]
+    return Patient(case, _provenance(files, inputs, predictor.card.modalities), warnings)
 
 
 def examine(inputs: Inputs, brain: bool = True) -> list[str]:
@@ -198,6 +206,22 @@ def examine(inputs: Inputs, brain: bool = True) -> list[str]:
         for name in inputs.moved
         if name in inputs.files.images
     ]
+
+
+def _together(case: Case, inputs: Inputs) -> list[str]:
+    """What brains say about each other once they are on one grid, as `examine` says of those that were: warnings.
+
+    Names are not looked at again. Raises InputError for an image that would mislead.
+    """
+    from medmap.data.siblings import KINDS, findings
+    from medmap.data.views import View
+
+    views = {name: view for name, image in case.images.items() if (view := View.of(image, case.affine))}
+    found = [finding for finding in findings(views) if finding.kind != "named"] if views else []
+    for one in found:
+        if KINDS[one.kind] == "error":
+            raise InputError(inputs.worded(f"case {inputs.id}: {one.what}; {one.cure}"))
+    return [inputs.worded(f"{one.what}; {one.cure}") for one in found if KINDS[one.kind] == "warning"]
 
 
 def _read(files: CaseFiles, inputs: Inputs) -> Case:
@@ -227,7 +251,7 @@ def _provenance(files: CaseFiles, inputs: Inputs, modalities: ModalitySet) -> di
     return {
         "inputs": {
             name: {
-                **inputs.sources.get(name, {"file": str(ref.path)}),
+                **inputs.sources.get(name, {"file": os.path.abspath(ref.path)}),
                 **({} if ref.channel is None else {"volume": ref.channel}),
                 "sha256": sha256(ref.path),
                 "resampled": name in inputs.moved,

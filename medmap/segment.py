@@ -13,7 +13,6 @@ Nothing here imports torch: what the headers tell is said before anything heavy 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +32,7 @@ from medmap.core.witnesses import Witnesses
 from medmap.data.cases import CaseFiles
 from medmap.data.filenames import stem
 from medmap.data.nifti import sha256, write_mask
+from medmap.data.whole import whole
 from medmap.errors import InputError
 from medmap.inputs import Inputs, read_inputs, read_patient
 from medmap.scale import Staged
@@ -175,8 +175,8 @@ class Segmenter(Staged[Task, dict[str, Any]]):
         temperature = self._temperature(tuple(read.begun.used)) if wanted else None
         how = {"probabilities": wanted, "clean": self.clean, "temperature": temperature or 1.0}
         prediction = self.predictor.finish(read.begun, answer, **how)
-        whole = self.scheme or choose_scheme(self.predictor.card.scheme)
-        prediction, scheme, undivided = _told(prediction, whole, read.left_out)
+        every = self.scheme or choose_scheme(self.predictor.card.scheme)
+        prediction, scheme, undivided = _told(prediction, every, read.left_out)
         record = {
             **read.record,
             "sequences": _sequences(read.record["sequences"], prediction.used),
@@ -195,9 +195,9 @@ class Segmenter(Staged[Task, dict[str, Any]]):
             "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         kind = np.dtype("float16" if self.probabilities is True else str(self.probabilities)) if wanted else None
-        _remove_earlier(read.task.mask, whole.regions)
-        _write(read.task.mask, prediction, scheme, read.task.inputs.reference.path, record, self.regions, kind)
-        return record
+        earlier = companions(read.task.mask, every.regions, True) if record_path(read.task.mask).is_file() else []
+        like = read.task.inputs.reference.path
+        return _write(read.task.mask, prediction, scheme, like, record, self.regions, kind, earlier)
 
     def _left_out(self, begun: Begun) -> dict[str, str]:
         if self.abstain is None:
@@ -212,6 +212,15 @@ def record_path(mask: Path) -> Path:
     return mask.with_name(f"{stem(mask)}{'' if stem(mask).endswith('_dseg') else '.medmap'}.json")
 
 
+def by_medmap(mask: Path) -> bool:
+    """Whether the JSON beside a mask says that medmap made it, and the mask, where there is one, is as it was made."""
+    try:
+        record = json.loads(record_path(mask).read_text(encoding="utf-8"))
+        return "medmap" in record["versions"] and (not mask.exists() or record["mask_sha256"] == sha256(mask))
+    except (InputError, OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def made_so(
     model: ModelFolder,
     scheme: LabelScheme,
@@ -219,13 +228,19 @@ def made_so(
     clean: bool,
     regions: bool,
     probabilities: bool,
+    trust: bool,
     mask: Path,
     inputs: Inputs,
 ) -> bool:
-    """Whether a mask that is there was made by this model from these very images with these options."""
+    """Whether a mask that is there, whole, was made by this model from these very images with these options.
+
+    trust: whether the record must say how far the mask can be trusted
+    """
     images = inputs.files.images
     try:
         record = json.loads(record_path(mask).read_text(encoding="utf-8"))
+        if record["mask_sha256"] != sha256(mask) or (trust and record["confidence"] is None):
+            return False
         by, labels, sequences = record["model"]["weights_sha256"], record["labels"]["scheme"], record["sequences"]
         given = {*sequences["used"], *(name for name in sequences["ignored"] if name in model.modalities)}
         if (by, labels, given, record["abstain"]) != (model.weights_sha256, scheme.name, set(images), abstain):
@@ -236,10 +251,9 @@ def made_so(
             if (was["sha256"], was["resampled"]) != (sha256(images[name].path), name in inputs.moved):
                 return False
         told = [region for region in scheme.regions if region not in record["left_out"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (InputError, OSError, ValueError, KeyError, TypeError):
         return False
-    beside = [region_path(mask, region) for region in told] if regions else []
-    return all(file.exists() for file in [*beside, *([probabilities_path(mask)] if probabilities else [])])
+    return all(file.exists() for file in companions(mask, told if regions else (), probabilities))
 
 
 # ---- writing --------------------------------------------------------------------------------------------------
@@ -296,11 +310,9 @@ def probabilities_path(mask: Path) -> Path:
     return mask.with_name(f"{stem(mask)}-probabilities.npz")
 
 
-def _remove_earlier(mask: Path, regions: Iterable[str]) -> None:
-    """What an earlier answer left beside its mask, which this one may not have."""
-    if record_path(mask).is_file():
-        for file in (*(region_path(mask, region) for region in regions), probabilities_path(mask)):
-            file.unlink(missing_ok=True)
+def companions(mask: Path, regions: Iterable[str], probabilities: bool) -> list[Path]:
+    """What lies beside a mask and its JSON: masks of regions, and probabilities."""
+    return [*(region_path(mask, region) for region in regions), *([probabilities_path(mask)] if probabilities else [])]
 
 
 def _write(
@@ -311,34 +323,37 @@ def _write(
     record: dict[str, Any],
     regions: bool,
     kind: np.dtype[Any] | None,
-) -> None:
-    """The JSON goes first and comes last: where there is one, it belongs to the mask beside it."""
+    earlier: Iterable[Path],
+) -> dict[str, Any]:
+    """All or nothing; returns the record, with the mask's SHA-256.
+
+    The JSON goes first and comes last: where there is one, it belongs to the mask beside it.
+
+    earlier: what an earlier answer left beside its mask, which this one may not have
+    """
+    told = tuple(scheme.regions) if regions else ()
+    also = companions(out, told, kind is not None)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        record_path(out).unlink(missing_ok=True)
-        for region in scheme.regions if regions else ():
-            write_mask(region_path(out, region), scheme.region_mask(prediction.classes, region), like)
-        if kind is not None:
-            _write_probabilities(probabilities_path(out), prediction, kind)
-        write_mask(out, scheme.decode(prediction.classes), like)
-        _write_text(record_path(out), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        with whole(out, *also, record_path(out)) as (mask, *others, about):
+            write_mask(mask, scheme.decode(prediction.classes), like)
+            for file, region in zip(others, told, strict=False):
+                write_mask(file, scheme.region_mask(prediction.classes, region), like)
+            if kind is not None:
+                _write_probabilities(others[-1], prediction, kind)
+            record = {**record, "mask_sha256": sha256(mask)}
+            about.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            for file in (record_path(out), *earlier):
+                file.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
             f"{out}: cannot be written ({error.strerror or error}); choose a place with -o that may be written to and "
             "has room"
         ) from error
+    return record
 
 
 def _write_probabilities(file: Path, prediction: Prediction, kind: np.dtype[Any]) -> None:
     assert prediction.probabilities is not None
     arrays = {region: p.astype(kind) for region, p in prediction.probabilities.items()}
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    with fresh.open("wb") as stream:
-        np.savez_compressed(stream, affine=prediction.grid.affine, **arrays)
-    os.replace(fresh, file)
-
-
-def _write_text(file: Path, text: str) -> None:
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, file)
+    np.savez_compressed(file, affine=prediction.grid.affine, **arrays)

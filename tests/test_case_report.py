@@ -70,6 +70,19 @@ def words(page: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", bare))
 
 
+def test_a_mask_made_from_relative_names_is_shown_from_anywhere(
+    patient: Path, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(patient)
+    out = tmp_path / "seg.nii.gz"
+    words = ["predict", "--model", str(tiny_run), "--t2f", f"{PATIENT}-t2f.nii.gz", "-o", str(out), "--device", "cpu"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    monkeypatch.chdir(tmp_path / "..")
+    record = json.loads(record_path(out).read_text())
+    assert record["inputs"]["t2f"]["file"] == str(patient / f"{PATIENT}-t2f.nii.gz")
+    case_report(out)
+
+
 # ---- one file ----------------------------------------------------------------------------------------------------
 
 

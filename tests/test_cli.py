@@ -302,6 +302,11 @@ def test_prepare(tiny_phantoms: Path, tiny_store: Path, tmp_path: Path) -> None:
     words = ("prepare", tiny_phantoms, "-o", tmp_path / "store")
     assert "would prepare" in works(*words, "--dry-run")
     assert not (tmp_path / "store").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").write_text("")
+    foreign = ("prepare", tiny_phantoms, "-o", tmp_path / "other")
+    assert fails(*foreign) == fails(*foreign, "--dry-run")
+    assert "other: exists and is no store" in fails(*foreign, "--dry-run")
     assert f"store hash {Store(tiny_store).sha256}" in works(*words)
     again = answer(*words)
     assert (again["prepared"], len(again["unchanged"]), again["failed"]) == ([], 3, {})
@@ -314,7 +319,7 @@ def test_a_case_that_cannot_be_prepared_is_named_and_the_others_go_on(tiny_phant
     cut = broken / PATIENT / f"{PATIENT}-t1c.nii.gz"
     cut.write_bytes(cut.read_bytes()[:3000])
     said = fails("prepare", broken, "-o", tmp_path / "store", code=3)
-    assert f"warning: left out {PATIENT}: {cut}: damaged or cut off" in said
+    assert f"warning: left out {PATIENT}: {cut.name}: cut off: fewer bytes than its header promises; copy" in said
     assert Store(tmp_path / "store").ids == ("PHANTOM-00001-000", "PHANTOM-00002-000")
 
 

@@ -232,6 +232,33 @@ def test_regions_of_an_earlier_answer_do_not_lie_beside_another(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["seg.medmap.json", MASK]
 
 
+@pytest.mark.parametrize("stop", ["medmap.segment.np.savez_compressed", "medmap.data.nifti.nib.save"])
+@pytest.mark.parametrize("error", [OSError(27, "File too large"), KeyboardInterrupt()])
+def test_a_set_that_fails_leaves_nothing_and_keeps_the_earlier_one(
+    images: dict[str, Path],
+    predictor: Predictor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: str,
+    error: Any,
+) -> None:
+    inputs, out = read_inputs({"t2f": images["t2f"]}), tmp_path / "masks" / MASK
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    for earlier in (False, True):
+        if earlier:
+            segment_case(predictor, inputs, out)
+        before = {path.name: path.read_bytes() for path in out.parent.glob("*")}
+        assert len(before) == 2 * earlier
+        with monkeypatch.context() as patch:
+            patch.setattr(stop, fail)
+            with pytest.raises((InputError, KeyboardInterrupt)):
+                segment_case(predictor, inputs, out, regions=True, probabilities=True)
+        assert {path.name: path.read_bytes() for path in out.parent.iterdir()} == before
+
+
 def test_a_json_never_outlives_its_mask(images: dict[str, Path], tmp_path: Path) -> None:
     out = segment_case(Mirror(), read_inputs({"t2f": images["t2f"]}), tmp_path / MASK)  # type: ignore[arg-type]
     out.unlink()
@@ -302,6 +329,34 @@ def test_other_grids_are_refused_or_resampled_where_they_are_in_space(tmp_path: 
         assert record["warnings"] == [
             f"{order[1]} was resampled onto the grid of {named[order[0]].name}: right only where the two are registered"
         ]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda v: v, None),
+        (lambda v: v[::-1], r"case .*t2w is mirrored against t1n, t1c, t2f: left and right are exchanged; export it"),
+        (lambda v: np.roll(v, 8, axis=1), r"t2w lies 32 mm away from t1n, t1c, t2f on the same grid; register"),
+    ],
+)
+def test_images_that_were_resampled_are_looked_at_as_those_of_one_grid(
+    images: dict[str, Path], tmp_path: Path, change: Any, told: str | None
+) -> None:
+    image = nib.load(images["t2w"])
+    wide = np.pad(change(np.asarray(image.dataobj, np.float32)), [(2, 2), (0, 0), (0, 0)])
+    affine = image.affine.copy()
+    affine[:3, 3] -= 2 * affine[:3, 0]
+    named = images | {"t2w": write(tmp_path / "t2w.nii.gz", wide, affine)}
+    inputs = read_inputs(named, resample=True)
+    if told and told.startswith("case"):
+        with pytest.raises(InputError, match=told):
+            segment_case(Mirror(), inputs, tmp_path / MASK)  # type: ignore[arg-type]
+        return
+    out = segment_case(Mirror(), inputs, tmp_path / MASK)  # type: ignore[arg-type]
+    resampled, *others = json.loads(record_path(out).read_text())["warnings"]
+    assert resampled.startswith("t2w was resampled onto the grid of")
+    assert len(others) == (told is not None)
+    assert told is None or re.search(told, others[0])
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------------

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
-from medmap.data.filenames import SUFFIXES
+from medmap.data.filenames import SUFFIXES, refuse_foreign
 from medmap.errors import InputError
 
 
 def writable(path: Path, what: str = "the result") -> None:
     """Raises InputError unless a file can be made in the folder ``path``, or in the nearest existing one above it."""
+    refuse_foreign(path)
     place = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     reason = f"{place} is a file"
     if place.is_dir():
@@ -31,7 +33,24 @@ def mask_name(path: Path) -> None:
         raise InputError(f"{path}: is a folder; name the mask itself, -o {path / 'seg.nii.gz'}")
     if not path.name.lower().endswith(SUFFIXES):
         raise InputError(f"{path}: masks are written as .nii.gz (or .nii); give it such a name, -o {path}.nii.gz")
+    refuse_foreign(path)
     writable(path.parent, "the mask")
+
+
+def no_input_among(written: Iterable[Path], read: Iterable[Path]) -> None:
+    """Raises InputError where a file that would be written is one of those that are read, by whatever name."""
+    there = [path for path in written if path.exists()]
+    inputs = {_identity(path): path for path in read if path.exists()} if there else {}
+    for path in there:
+        if _identity(path) in inputs:
+            raise InputError(
+                f"{path}: is the input {inputs[_identity(path)]} itself; give the mask another name or place with -o"
+            )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino
 
 
 def room(path: Path, needed_bytes: int, what: str) -> None:

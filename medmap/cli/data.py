@@ -13,6 +13,7 @@ from medmap.errors import InputError
 
 if TYPE_CHECKING:
     from medmap.data.cases import DataFolder
+    from medmap.data.check import CheckReport
     from medmap.data.store import Store, StoreReport
 
 DataPath = Annotated[Path, typer.Argument(metavar="PATH", help="Folder of cases, or a CSV table.")]
@@ -197,27 +198,31 @@ def prepare(
     """Prepare a data set for training.
 
     RAS, one spacing, each sequence normalised inside its own brain. Goes on where it was interrupted. A case that
-    cannot be prepared is named and left out (exit code 3).
+    cannot be prepared, or in which check finds an error, is named and left out (exit code 3).
     """
     console.MANNER.json = json
     beforehand.existing(path, "a folder of cases or a CSV table")
     beforehand.writable(out, "the store")
     from medmap.data.check import check as look_through
-    from medmap.data.layouts import recognise
+    from medmap.data.store import plan_store
 
+    with console.progress("checking") as tell:
+        found = look_through(path, labels, deep, lambda done, total: tell(done, total, ""))
+    _say_notes(found.folder)
     if dry_run:
-        report = look_through(path, labels, deep)
+        if not found.folder.undecided:
+            plan_store(found.folder, out, spacing)
         if json:
-            console.answer_json({"store": str(out), "dry_run": True, **report.to_dict()})
+            console.answer_json({"store": str(out), "dry_run": True, **found.to_dict()})
         else:
-            console.answer(f"would prepare {describe(report.folder, spacing)}\ninto {out}")
-            for fault in report.faults:
+            console.answer(f"would prepare {describe(found.folder, spacing)}\ninto {out}")
+            for fault in found.faults:
                 if fault.severity == "error":
                     console.warn(f"{fault.case or path}: {fault.what}; {fault.cure}")
-        raise typer.Exit(1 if report.folder.undecided else 3 if report.unusable else 0)
-    folder = recognise(path, labels, deep)
-    console.say(describe(folder, spacing))
-    store, report = fill_store(folder, out, spacing)
+        none = len(found.unusable) == len(found.folder.cases)
+        raise typer.Exit(1 if none or found.folder.undecided else 3 if found.unusable else 0)
+    console.say(describe(found.folder, spacing))
+    store, report = fill_store(found.folder, out, spacing, found)
     if json:
         console.answer_json(
             {
@@ -230,6 +235,7 @@ def prepare(
                 "spacing_mm": store.spacing_mm,
                 "modalities": list(store.modalities),
                 "scheme": None if store.scheme is None else store.scheme.name,
+                "notes": list(found.folder.notes),
             }
         )
     else:
@@ -250,12 +256,20 @@ def describe(folder: DataFolder, spacing_mm: float | None) -> str:
     return f"{folder.root}: {cases} of {patients}, {names}, {labels}, {grid}"
 
 
-def fill_store(folder: DataFolder, out: Path, spacing_mm: float | None) -> tuple[Store, StoreReport]:
-    """Prepare a data folder and open the store; cases that failed are named in warnings."""
+def _say_notes(folder: DataFolder) -> None:
+    """Warn of what was chosen or left out where a folder holds more than one file for something."""
+    for note in folder.notes:
+        console.warn(note)
+
+
+def fill_store(
+    folder: DataFolder, out: Path, spacing_mm: float | None, found: CheckReport | None = None
+) -> tuple[Store, StoreReport]:
+    """Prepare a data folder and open the store; cases that failed are named in warnings. found: what check says"""
     from medmap.data.store import Store, write_store
 
     with console.progress("preparing") as tell:
-        report = write_store(folder, out, spacing_mm, on_progress=tell)
+        report = write_store(folder, out, spacing_mm, report=found, on_progress=tell)
     for case, reason in report.failed.items():
         console.warn(f"left out {case}: {reason.removeprefix(f'case {case}: ')}")
     return Store(out), report
@@ -275,6 +289,7 @@ def open_data(path: Path, beside: Path, spacing_mm: float | None, labels: str | 
         refuse_other_spacing(store, spacing_mm)
         return store, {}
     folder = recognise(path, labels)
+    _say_notes(folder)
     console.say(f"{describe(folder, spacing_mm)}; prepared into {beside}")
     store, report = fill_store(folder, beside.resolve(), spacing_mm)
     return store, dict(report.failed)

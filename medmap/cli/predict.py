@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -102,7 +103,9 @@ def predict(
         typer.Option("--qc/--no-qc", help="Say how far each mask can be trusted, where the model can; takes longer."),
     ] = True,
     resample: Resample = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="With -i: make masks again that are there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace masks that are there, whoever made them.")
+    ] = False,
     checkpoint: Which = Checkpoint.best,
     device: Device = "auto",
     precision: Arithmetic = Precision.auto,
@@ -131,6 +134,8 @@ def predict(
         )
     _refuse_options(folder is not None and not dicom, dicom, ray, bids, dicom_seg, regions or probabilities is not None)
     from medmap.card import SHIPPED, choose_scheme, read_model
+    from medmap.cli.predict_text import say_plan
+    from medmap.confidence import read_confidence
     from medmap.data.bids import write_dataset
     from medmap.data.colours import write_colours
     from medmap.inputs import read_inputs
@@ -143,28 +148,31 @@ def predict(
         console.say(f"model: {known.about}")
     scheme = choose_scheme(known.scheme, labels)
     alone = folder is None or dicom
-    skipped: list[str] = []
-    failed: dict[str, str] = {}
+    writes = partial(_writes, scheme, regions, probabilities is not None, dicom_seg)
     if dicom:
         from medmap.cli import study
 
         beforehand.mask_name(out)
         found = ctx.with_resource(study.opened(folder))
-        study.refuse_overwriting(found, out)
+        frames = (frame.path for series in found.study.series for frame in series.frames)
+        _refuse_overwriting(writes(out), frames, overwrite)
         chosen = study.chosen_series(found, named, known.modalities)
-        tasks = [Task(study.inputs_of(found, chosen, known.modalities, resample), out)]
+        plan = _Plan([Task(study.inputs_of(found, chosen, known.modalities, resample), out)])
     elif folder is None:
         for name, path in named.items():
             beforehand.existing(path, f"the image {name}")
         beforehand.mask_name(out)
-        tasks = [Task(read_inputs(named, resample, known=known.modalities), out)]
-        _refuse_overwriting_inputs(out, list(named.values()))
+        plan = _Plan([Task(read_inputs(named, resample, known=known.modalities), out)])
+        _refuse_overwriting(writes(out), named.values(), overwrite)
     else:
-        same = partial(made_so, known, scheme, abstain, not raw, regions, probabilities is not None)
-        tasks, skipped, failed = _tasks_of(folder, out, known, same, resample, overwrite, bids)
+        trust = qc and read_confidence(known) is not None
+        same = partial(made_so, known, scheme, abstain, not raw, regions, probabilities is not None, trust)
+        plan = _plan(folder, out, known, same, writes, resample, overwrite, bids)
+    tasks, skipped, failed = plan.tasks, plan.skipped, plan.failed
     beforehand.room(out, sum(_bytes(task, scheme, regions, probabilities) for task in tasks), "the output")
     if dry_run:
-        _say_tasks(tasks, skipped, failed, known)
+        _refuse_machine(device, engine.value)
+        say_plan(known.path, tasks, skipped, failed, plan.notes)
         raise typer.Exit(_code(len(tasks), failed))
     if bids:
         write_dataset(out, folder, scheme)
@@ -186,7 +194,7 @@ def predict(
         _write_table(out, list(records.values()), skipped)
     if json:
         one = next(iter(records.values()), None)
-        whole = {"done": records, "skipped": skipped, "failed": failed}
+        whole = {"done": records, "skipped": skipped, "failed": failed, "notes": list(plan.notes)}
         console.answer_json(one if alone else whole)
     elif not alone:
         kept = f", {len(skipped)} were there already" if skipped else ""
@@ -219,24 +227,64 @@ def _refuse_options(cases: bool, dicom: bool, ray: str | None, bids: bool, dicom
         beforehand.packages("dicom", "pydicom", "dcm2niix", *(["highdicom"] if dicom_seg else []))
 
 
-def _refuse_overwriting_inputs(mask: Path, images: list[Path]) -> None:
-    twin = next((image for image in images if mask.exists() and image.samefile(mask)), None)
-    if twin is not None:
-        raise InputError(f"{mask}: is the image {twin} itself; give the mask another name with -o")
+def _writes(scheme: LabelScheme, regions: bool, probabilities: bool, dicom_seg: bool, mask: Path) -> list[Path]:
+    """All files that a mask brings, itself first."""
+    from medmap.cli.study import seg_path
+    from medmap.segment import companions, record_path
+
+    also = companions(mask, scheme.regions if regions else (), probabilities)
+    return [mask, *also, record_path(mask), *([seg_path(mask)] if dicom_seg else [])]
 
 
-def _tasks_of(
+def _refuse_overwriting(files: list[Path], inputs: Iterable[Path], overwrite: bool) -> None:
+    """Raises InputError where the files of a mask would take the place of an input, or of what medmap did not make."""
+    beforehand.no_input_among(files, inputs)
+    if not overwrite and (there := _stranger(files)):
+        raise InputError(
+            f"{there}: is there, and was not made by medmap as it is now; move it, name another place with -o, or "
+            "replace it with --overwrite"
+        )
+
+
+def _stranger(files: list[Path]) -> Path | None:
+    """One of a mask's files that is there, unless they are medmap's."""
+    from medmap.segment import by_medmap
+
+    there = next((file for file in files if file.exists()), None)
+    return None if there is None or by_medmap(files[0]) else there
+
+
+def _refuse_machine(device: str, engine: str) -> None:
+    """Raises InputError for a device or an engine that is not to be had. Asks torch only where one was named."""
+    if device != "auto" or engine != "auto":
+        from medmap.predict import resolve_device, resolve_engine
+
+        resolve_engine(engine, resolve_device(device))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Masks to be made, ids of those that are there, {id: why} of cases that cannot be done, notes on the folder."""
+
+    tasks: list[Task]
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def _plan(
     folder: Path,
     out: Path,
     model: ModelFolder,
     same: Callable[[Path, Inputs], bool],
+    writes: Callable[[Path], list[Path]],
     resample: bool,
     overwrite: bool,
     bids: bool,
-) -> tuple[list[Task], list[str], dict[str, str]]:
-    """Masks to be made, ids of those that are there, and {id: why} of cases that cannot be done.
+) -> _Plan:
+    """What is to be done for a folder of cases.
 
-    same: whether a mask that is there is what this call would make of a patient
+    same: whether a mask that is there is what this call would make of a patient; writes: what else a mask brings
     """
     from medmap.data.bids import mask_path, refuse_twins, sidecar
     from medmap.data.layouts import recognise
@@ -249,29 +297,33 @@ def _tasks_of(
     beforehand.writable(out, "masks")
     if out.exists() and out.samefile(folder):
         raise InputError(f"{out}: is the folder of the images; give the masks a folder of their own with -o")
-    tasks, skipped = [], []
-    failed: dict[str, str] = {}
-    cases = recognise(folder).cases
+    found = recognise(folder)
+    plan = _Plan([], notes=found.notes)
+    for note in found.notes:
+        console.warn(note)
     if bids:
-        refuse_twins(case.id for case in cases)
-    for case in cases:
+        refuse_twins(case.id for case in found.cases)
+    for case in found.cases:
         mask = out / (mask_path(case.id) if bids else f"{quote(case.id, safe=' ')}.nii.gz")
         try:
             inputs = read_inputs(case.images, resample, known=model.modalities, id=case.id)
-        except MedmapError as error:
-            failed[case.id] = str(error).removeprefix(f"case {case.id}: ")
-            console.warn(f"left out {case.id}: {failed[case.id]}")
-            continue
-        if mask.exists() and not overwrite:
-            if not same(mask, inputs):
+            if mask.exists() and not overwrite and same(mask, inputs):
+                plan.skipped.append(case.id)
+                continue
+            there = None if overwrite else mask if mask.exists() else _stranger(writes(mask))
+            if there is not None:
                 raise InputError(
-                    f"{mask}: is there, but was not made by this model from these images with these options; make it "
+                    f"{there}: is there, but was not made by this model from these images with these options; make it "
                     "again with --overwrite, or name another folder with -o"
                 )
-            skipped.append(case.id)
-        else:
-            tasks.append(Task(inputs, mask, sidecar(inputs.files.images.values(), folder) if bids else {}))
-    return tasks, skipped, failed
+        except MedmapError as error:
+            plan.failed[case.id] = str(error).removeprefix(f"case {case.id}: ")
+            console.warn(f"left out {case.id}: {plan.failed[case.id]}")
+            continue
+        plan.tasks.append(Task(inputs, mask, sidecar(inputs.files.images.values(), folder) if bids else {}))
+    made = [file for task in plan.tasks for file in writes(task.mask)]
+    beforehand.no_input_among(made, (ref.path for case in found.cases for ref in case.files.values()))
+    return plan
 
 
 def _bytes(task: Task, scheme: LabelScheme, regions: bool, probabilities: Kind | None) -> int:
@@ -293,6 +345,7 @@ def _segment(
     alone: bool,
 ) -> dict[str, dict[str, Any]]:
     """{id: the JSON beside its mask}; one model load for all. A case that fails is added to ``failed``."""
+    from medmap.cli.predict_text import say_mask
     from medmap.run import memory_gb
     from medmap.scale import spread
 
@@ -304,7 +357,7 @@ def _segment(
             id = tasks[index].inputs.id
             if not isinstance(result, MedmapError):
                 found[index] = result
-                _say_mask(tasks[index].mask, result, alone)
+                say_mask(tasks[index].mask, result, alone)
             elif alone:
                 raise result
             else:
@@ -334,53 +387,3 @@ def _called(task: Task) -> str:
 
 def _code(done: int, failed: dict[str, str]) -> int:
     return 0 if not failed else 3 if done else 1
-
-
-def _say_mask(mask: Path, record: dict[str, Any], alone: bool) -> None:
-    from medmap.card import expectation
-    from medmap.confidence import confidence_text
-
-    for warning in record["warnings"]:
-        console.warn(f"{record['case']}: {warning}")
-    by = record["model"]
-    agree = "" if by["engines_agree"] is None else f", which gives {100 * by['engines_agree']:.3f} % of torch's labels"
-    engine = f"{by['engine']}{agree}"
-    console.detail(f"{mask}: {console.count(by['networks'], 'network')} on {by['device']}, {by['precision']}, {engine}")
-    sequences = record["sequences"]
-    source = " + ".join(sequences["used"])
-    missing = f" ({', '.join(sequences['missing'])} missing)" if sequences["missing"] else ""
-    ignored = f", {', '.join(sequences['ignored'])} ignored: unknown to the model" if sequences["ignored"] else ""
-    volumes = ", ".join(f"{region} {ml:.1f} ml" for region, ml in record["volumes_ml"].items())
-    console.answer(f"{mask}: {volumes}, from {source}{missing}{ignored}, {record['seconds']:.1f} s")
-    for region, why in record["left_out"].items():
-        console.say(f"{region} left out: {why}")
-    if alone and record["probabilities"]:
-        temperature = record["probabilities"]["temperature"]
-        nobody = "as the network gives them; nobody has measured from these sequences how right they are"
-        console.say(f"probabilities: {nobody if temperature is None else f'calibrated, temperature {temperature:.2f}'}")
-    if alone and record["expected"]:
-        for line in expectation(record["expected"]):
-            console.say(line)
-    elif alone:
-        console.say("expect: unknown, nobody has evaluated this model on held-out cases (medmap evaluate)")
-    if alone and record["confidence"]:
-        for line in confidence_text(record["confidence"]):
-            console.say(line)
-
-
-def _say_tasks(tasks: list[Task], skipped: list[str], failed: dict[str, str], model: ModelFolder) -> None:
-    plan = {
-        "model": str(model.path),
-        "would_make": {
-            str(task.mask): {n: task.inputs.worded(str(ref.path)) for n, ref in task.inputs.files.images.items()}
-            for task in tasks
-        },
-        "skipped": skipped,
-        "failed": failed,
-    }
-    if console.MANNER.json:
-        console.answer_json({"dry_run": True, **plan})
-        return
-    for task in tasks:
-        console.answer(f"would make {task.mask} from {' + '.join(task.inputs.files.images)}")
-    console.answer(f"{len(tasks)} to make, {len(skipped)} there already, {len(failed)} cannot be done")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -75,7 +76,7 @@ def inputs_of(found: OpenedStudy, chosen: Mapping[str, Series], known: ModalityS
         inputs = read_inputs(files, resample, known=known, id=found.name)
     except InputError as error:
         raise InputError(f"{found.worded(error)}; {HOW}") from error
-    place = {"study": str(found.path)}  # where `medmap report` looks for the series
+    place = {"study": os.path.abspath(found.path)}  # where `medmap report` looks for the series
     return replace(inputs, sources={name: place | found.source(series) for name, series in usable.items()})
 
 
@@ -88,14 +89,6 @@ def say_how(record: Mapping[str, Any]) -> None:
     """What to do about series that are not ready: tools for that read NIfTI."""
     if any(warning.startswith("not skull-stripped") for warning in record["warnings"]):
         console.say(HOW)
-
-
-def refuse_overwriting(found: OpenedStudy, mask: Path) -> None:
-    """Raises InputError where the DICOM SEG would take the place of an image of the study."""
-    out = seg_path(mask)
-    images = (frame.path for series in found.study.series for frame in series.frames)
-    if out.exists() and any(path.samefile(out) for path in images):
-        raise InputError(f"{out}: is an image of the study itself; give the mask another name with -o")
 
 
 def write_seg(

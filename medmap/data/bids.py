@@ -20,6 +20,7 @@ from medmap.data.filenames import bids_case, stem
 from medmap.data.folders import files_below
 from medmap.data.nifti import is_nifti
 from medmap.data.own import beside, by_medmap
+from medmap.data.whole import whole
 from medmap.errors import InputError
 
 BIDS_VERSION = "1.10.0"
@@ -113,9 +114,8 @@ def write_dataset(out: Path, folder: Path, scheme: LabelScheme) -> None:
             (file, json.dumps(description, indent=1, ensure_ascii=False) + "\n"),
             (out / "dseg.tsv", "".join("\t".join(row) + "\n" for row in rows)),
         ):
-            fresh = path.with_name(f".{path.name}.{os.getpid()}")
-            fresh.write_text(text, encoding="utf-8")
-            os.replace(fresh, path)
+            with whole(path) as (fresh,):
+                fresh.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"{out}: cannot be written ({error.strerror or error}); name another folder with -o"

@@ -44,8 +44,17 @@ class CheckReport:
     @property
     def unusable(self) -> tuple[str, ...]:
         """Ids of the cases that cannot be prepared as they are."""
-        bad = {fault.case for fault in self.faults if fault.severity == "error"} | set(self.folder.undecided)
+        bad = {*self.reasons, *self.folder.undecided}
         return tuple(case.id for case in self.folder.cases if case.id in bad)
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """{id: errors and cures} of the cases that have any."""
+        told: dict[str, list[str]] = {}
+        for fault in self.faults:
+            if fault.severity == "error" and fault.case:
+                told.setdefault(fault.case, []).append(f"{fault.what}; {fault.cure}")
+        return {case: ". Also ".join(sentences) for case, sentences in told.items()}
 
     @property
     def exit_code(self) -> int:
@@ -93,7 +102,11 @@ def check(
 
     Raises InputError as `recognise` does; whatever is wrong with single cases is reported instead.
     """
-    folder = recognise(path, labels, deep)
+    return checked(recognise(path, labels, deep), deep, progress)
+
+
+def checked(folder: DataFolder, deep: bool = False, progress: Callable[[int, int], None] | None = None) -> CheckReport:
+    """Look through a data set that was recognised, as `check` does."""
     looks, names = [], expected(folder)
     for number, case in enumerate(folder.cases, start=1):
         looks.append(Look.at(case, folder.root, names, deep))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from medmap.data.colours import REGION_COLOURS, rgb
 from medmap.data.dicom import Series
 from medmap.data.dicom_convert import dicom_order
 from medmap.data.nifti import read_labels
+from medmap.data.whole import whole
 from medmap.errors import InputError
 
 SERIES_NUMBER = 9900
@@ -133,13 +132,10 @@ def _descriptions(scheme: LabelScheme, weights: str) -> list[Any]:
 
 
 def _save(seg: Any, out: Path) -> None:
-    fresh = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        seg.save_as(fresh)
-        os.replace(fresh, out)
+        with whole(out) as (fresh,):
+            seg.save_as(fresh)
     except OSError as error:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)
         raise InputError(f"{out}: cannot be written ({error.strerror or error}); name another place with -o") from error
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from medmap.core.modality import ALIASES
+from medmap.errors import InputError
 
 SUFFIXES = (".nii.gz", ".nii")
 """How the names of NIfTI files end."""
@@ -20,6 +22,19 @@ def stem(path: Path) -> str:
     """
     lower = path.name.lower()
     return next((path.name[: -len(end)] for end in SUFFIXES if lower.endswith(end)), path.name)
+
+
+def refuse_foreign(*paths: Path) -> None:
+    """Raises InputError for a name whose bytes are not UTF-8: no JSON could hold it, no message show it."""
+    for path in paths:
+        try:
+            str(path).encode("utf-8")
+        except UnicodeEncodeError:
+            shown, folder = (os.fsencode(p).decode("utf-8", "backslashreplace") for p in (path, path.parent))
+            raise InputError(
+                f"{shown}: the name is not in UTF-8, as names must be that are written down with results; rename it, "
+                f"for one in Latin-1 with convmv -f latin1 -t utf8 -r --notest {folder}"
+            ) from None
 
 
 def by_tail(

@@ -23,7 +23,7 @@ from medmap.core.modality import GLIOMA_MRI, canonical
 from medmap.data.bids import truths
 from medmap.data.cases import CaseFiles, DataFolder, ImageRef, ordered, read_case
 from medmap.data.dicom import looks_dicom
-from medmap.data.filenames import SEG_WORDS, bids_case, bids_name, by_tail, says_t1ce, style_of
+from medmap.data.filenames import SEG_WORDS, bids_case, bids_name, by_tail, refuse_foreign, says_t1ce, style_of
 from medmap.data.folders import files_below, json_table, walk
 from medmap.data.labelmaps import OLD_IDS, LabelMap, decided, from_json, from_names, from_values, group_of, patient_of
 from medmap.data.nifti import is_nifti, read_labels, stem
@@ -59,6 +59,7 @@ def recognise(path: Path | str, labels: str | None = None, deep: bool = False) -
     if found is None:
         raise _nothing_in(root)
     cases = sorted(found.cases, key=lambda case: case.id)
+    refuse_foreign(*(ref.path for case in cases for ref in case.files.values()))
     _refuse_twins(cases)
     if forced is not None:
         asked = LabelMap((forced.name,), "asked for with --labels", forced)

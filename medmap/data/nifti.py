@@ -5,10 +5,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import logging
-import os
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -23,7 +22,9 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import DTypeLike, NDArray
 
 from medmap.core.case import Grid
-from medmap.data.filenames import SUFFIXES, stem
+from medmap.data.filenames import SUFFIXES
+from medmap.data.filenames import stem as stem
+from medmap.data.whole import whole
 from medmap.errors import InputError
 
 _SPACE_FIELDS = (
@@ -307,17 +308,12 @@ def _array(data: Any, header: Header, channel: int | None) -> NDArray[Any]:
 
 
 def _save(image: Any, path: Path) -> None:
-    end = next((end for end in SUFFIXES if path.name.lower().endswith(end)), None)
-    if end is None:
+    if not path.name.lower().endswith(SUFFIXES):
         raise InputError(f"{path}: masks and volumes are written as .nii.gz (or .nii); give it such a name")
-    # Same folder, so that the last step is a rename on one file system; the hidden name is never taken for data.
-    temporary = path.with_name(f".{stem(path)}.{os.getpid()}{end}")
     try:
-        nib.save(image, temporary)
-        os.replace(temporary, path)
+        with whole(path) as (fresh,):
+            nib.save(image, fresh)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise InputError(
             f"{path}: cannot be written ({error.strerror or error}); check that the folder exists, that it may be "
             "written to, and that the disk is not full"

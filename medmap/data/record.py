@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from medmap.core.box import Box, Boxed
-from medmap.core.case import Grid
+from medmap.core.case import Grid, Prepared
 from medmap.errors import InputError
 
 FORMAT = 1
@@ -67,6 +68,27 @@ def write_array(path: Path, values: NDArray[Any]) -> None:
     with open(path, "wb") as file:
         np.save(file, np.ascontiguousarray(values), allow_pickle=False)
         _flush(file)
+
+
+def write_case(place: Path, prepared: Prepared, record: Mapping[str, Any]) -> None:
+    """All files of a case under a temporary name, then one rename."""
+    partial, old = temporary(place), place.with_name(f".{place.name}.old")
+    partial.mkdir(parents=True)
+    volumes = dict(prepared.images) if prepared.labels is None else {**prepared.images, LABELS: prepared.labels}
+    for name, boxed in volumes.items():
+        write_array(partial / array_file(name), boxed.values)
+    write_json(partial / RECORD, record)
+    if place.exists():
+        os.replace(place, old)
+    os.replace(partial, place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep(store: Path) -> None:
+    """Remove what an interrupted call left half-written."""
+    for pattern in (".*.partial", ".*.old"):
+        for leftover in (store / "cases").glob(pattern):
+            shutil.rmtree(leftover)
 
 
 def read_boxed(path: Path, box: Mapping[str, Any], dtype: DTypeLike) -> Boxed:

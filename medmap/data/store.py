@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from medmap.core.labels import SCHEMES, LabelScheme
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.core.volume import check_spacing, grid_with_spacing, ras_grid
 from medmap.data import record as disk
+from medmap.data.check import CheckReport, checked
 from medmap.data.layouts import CaseFiles, DataFolder, read_case
 from medmap.data.nifti import read_header
 from medmap.data.preprocess import prepare_case
@@ -48,38 +48,41 @@ class StoreReport:
 
 
 def write_store(
-    folder: DataFolder, out: Path, spacing_mm: float | None = None, *, on_progress: Progress | None = None
+    folder: DataFolder,
+    out: Path,
+    spacing_mm: float | None = None,
+    *,
+    report: CheckReport | None = None,
+    on_progress: Progress | None = None,
 ) -> StoreReport:
     """Prepare every case of a data folder into a store; go on where an earlier call was interrupted.
 
     folder:      what `recognise` found
     out:         the store: a new or empty folder, or a store with the same settings
     spacing_mm:  edge of the cubic voxels in mm; None keeps each case's own spacing
+    report:      what `check` found; where None, headers and files' bytes are looked at here
     on_progress: called after each case with (cases finished, cases in all, id)
 
-    A case whose source files did not change (size and time, or else SHA-256) is skipped. A case that cannot be read or
-    prepared is named in the report and leaves nothing behind; the others go on.
+    A case whose source files did not change (size and time, or else SHA-256) is skipped. A case with an error in the
+    report of `check`, or that cannot be read or prepared, is named and leaves nothing behind; the others go on.
 
     Raises InputError, before any work: labels without a scheme, a folder that is no store, other settings, cases that
     the data no longer hold, no room on the disk; and during the work where the disk cannot be written.
     """
     out = Path(out)
-    settings = _settings(folder, spacing_mm)
-    with disk.writing(out):
-        stored = _stored(out, settings)
-    _check_strangers(out, stored, folder.cases)
-    pending = {files.id for files in folder.cases if not _unchanged(files, stored.get(files.id), out)}
-    _check_room(out, [files for files in folder.cases if files.id in pending], spacing_mm)
+    settings, stored, pending = plan_store(folder, out, spacing_mm)
+    unusable = (report or checked(folder)).reasons
+    pending |= set(unusable)
     if pending:
         with disk.writing(out):
-            _sweep(out)
+            disk.sweep(out)
             _write_manifest(out, settings, stored, None)
     done: list[str] = []
     failed: dict[str, str] = {}
     for number, files in enumerate(folder.cases, start=1):
         if files.id in pending:
             stored.pop(files.id, None)
-            record, reason = _add_case(files, folder, out, spacing_mm)
+            record, reason = _add_case(files, folder, out, spacing_mm, unusable.get(files.id))
             if record is not None:
                 stored[files.id] = record
                 done.append(files.id)
@@ -91,6 +94,19 @@ def write_store(
         _write_manifest(out, settings, stored, failed)
     skipped = tuple(files.id for files in folder.cases if files.id not in pending)
     return StoreReport(tuple(done), skipped, failed)
+
+
+def plan_store(
+    folder: DataFolder, out: Path, spacing_mm: float | None
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]], set[str]]:
+    """Settings of the store, records of the cases in it, ids of those that are to be made. Raises as `write_store`."""
+    settings = _settings(folder, spacing_mm)
+    with disk.writing(out):
+        stored = _stored(out, settings)
+    _check_strangers(out, stored, folder.cases)
+    pending = {files.id for files in folder.cases if not _unchanged(files, stored.get(files.id), out)}
+    _check_room(out, [files for files in folder.cases if files.id in pending], spacing_mm)
+    return settings, stored, pending
 
 
 class Store:
@@ -304,11 +320,13 @@ def _voxels(files: CaseFiles, spacing_mm: float | None) -> int:
 
 
 def _add_case(
-    files: CaseFiles, folder: DataFolder, out: Path, spacing_mm: float | None
+    files: CaseFiles, folder: DataFolder, out: Path, spacing_mm: float | None, unusable: str | None
 ) -> tuple[dict[str, Any] | None, str]:
     """The case's record once it is in the store, or None and the reason why it could not be prepared."""
     place = disk.case_folder(out, files.id)
     try:
+        if unusable is not None:
+            raise InputError(unusable)
         sources = describe_sources(files, folder.root)
         case = read_case(files)
         prepared = prepare_case(case, files.scheme, spacing_mm)
@@ -329,22 +347,8 @@ def _add_case(
         "labels": None if prepared.labels is None else disk.plain_box(prepared.labels.box),
     }
     with disk.writing(out):
-        _write_case(place, prepared, record)
+        disk.write_case(place, prepared, record)
     return record, ""
-
-
-def _write_case(place: Path, prepared: Prepared, record: Mapping[str, Any]) -> None:
-    """All files under a temporary name, then one rename."""
-    partial, old = disk.temporary(place), place.with_name(f".{place.name}.old")
-    partial.mkdir(parents=True)
-    volumes = dict(prepared.images) if prepared.labels is None else {**prepared.images, disk.LABELS: prepared.labels}
-    for name, boxed in volumes.items():
-        disk.write_array(partial / disk.array_file(name), boxed.values)
-    disk.write_json(partial / disk.RECORD, record)
-    if place.exists():
-        os.replace(place, old)
-    os.replace(partial, place)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _standing(files: CaseFiles) -> dict[str, Any]:
@@ -376,13 +380,6 @@ def _write_manifest(
         "cases": {case_id: stored[case_id] for case_id in sorted(stored)},
     }
     disk.write_json(out / disk.MANIFEST, manifest)
-
-
-def _sweep(out: Path) -> None:
-    """Remove what an interrupted call left half-written."""
-    for pattern in (".*.partial", ".*.old"):
-        for leftover in (out / "cases").glob(pattern):
-            shutil.rmtree(leftover)
 
 
 def _without_places(record: Mapping[str, Any]) -> dict[str, Any]:

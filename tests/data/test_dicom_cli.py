@@ -242,6 +242,17 @@ def test_the_page_of_a_mask_is_made_from_the_series_again(answered: Path, tmp_pa
     assert made["inputs"]["t1n"]["sha256"] in text
 
 
+def test_a_study_is_found_again_from_another_folder(
+    answered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(answered)
+    mask = tmp_path / "seg.nii.gz"
+    made = answer("predict", "-i", "ann", "-o", mask, "--device", "cpu", "--no-qc")
+    assert {entry["study"] for entry in made["inputs"].values()} == {str(answered / "ann")}
+    monkeypatch.chdir("/")
+    works("report", mask)
+
+
 def test_a_page_is_refused_another_study(study: Path, answered: Path, patient: Path, tmp_path: Path) -> None:
     words = ("report", answered / "out" / "seg.nii.gz", "-o", tmp_path / "seg.html", "--input")
     write_study(tmp_path / "other", patient)
@@ -486,7 +497,7 @@ def test_a_seg_never_takes_the_place_of_an_image(study: Path, tmp_path: Path) ->
     shutil.copytree(study, tmp_path / "s")
     before = (tmp_path / "s" / "t1n" / "IM0001.dcm").read_bytes()
     words = ("predict", "-i", tmp_path / "s", "-o", tmp_path / "s" / "t1n" / "IM0001.nii.gz", "--dicom-seg")
-    assert "is an image of the study itself" in fails(*words)
+    assert "IM0001.dcm itself; give the mask another name" in fails(*words)
     assert (tmp_path / "s" / "t1n" / "IM0001.dcm").read_bytes() == before
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,13 @@ from medmap.core.labels import SCHEMES
 from medmap.data.folders import files_below
 from medmap.data.layouts import FAMILIES, LAYOUTS, read_case, recognise
 from medmap.errors import InputError
+
+
+def test_names_that_are_not_utf8_are_refused_at_once(tmp_path: Path) -> None:
+    for name in ("t2w", "flair"):
+        save(Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller_" + name.encode() + b".nii.gz")), image(name))
+    with pytest.raises(InputError, match=r"M\\xfcller_\S+: the name is not in UTF-8.*convmv -f latin1 -t utf8"):
+        recognise(tmp_path)
 
 
 @dataclass(frozen=True)

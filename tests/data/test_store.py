@@ -191,7 +191,7 @@ def test_a_case_that_fails_is_named_and_leaves_nothing(data, tmp_path):
     write_store(data, out)
     broken, coded = data.cases[0], data.cases[2]
     broken.images["t2f"].path.write_bytes(b"no image")
-    write_case(data.root, coded.id, top=9)
+    write_case(data.root, coded.id, seed=9, top=9)
     for place in (out, tmp_path / "new"):
         seen = []
         report = write_store(data, place, on_progress=lambda done, total, case_id, seen=seen: seen.append(case_id))
@@ -202,6 +202,30 @@ def test_a_case_that_fails_is_named_and_leaves_nothing(data, tmp_path):
         assert Store(place).ids == (data.cases[1].id, data.cases[3].id)
         assert sorted(p.name for p in (place / "cases").iterdir()) == [data.cases[1].id, data.cases[3].id]
         assert Store(place).manifest["failed"] == report.failed
+
+
+def test_what_check_calls_an_error_is_not_prepared(data, tmp_path):
+    """One patient under three ids, and one image under two names."""
+    out = tmp_path / "store"
+    write_store(data, out)
+    for copy in (2, 3):
+        for name, ref in data.cases[copy].images.items():
+            shutil.copy(data.cases[0].images[name].path, ref.path)
+    shutil.copy(data.cases[1].images["t2w"].path, data.cases[1].images["t2f"].path)
+    for place in (out, tmp_path / "new"):
+        report = write_store(data, place)
+        assert set(report.failed) == {files.id for files in data.cases[1:]}
+        assert "t2w and t2f are one image under two names; find out" in report.failed[data.cases[1].id]
+        for copy in data.cases[2:]:
+            assert f"the same image as in {data.cases[0].id}" in report.failed[copy.id]
+        assert [path.name for path in (place / "cases").iterdir()] == [*Store(place).ids] == [data.cases[0].id]
+
+
+def test_copies_of_one_patient_are_prepared(data, tmp_path):
+    cases = tuple(replace(files, patient="one") for files in data.cases)
+    for name, ref in cases[2].images.items():
+        shutil.copy(cases[0].images[name].path, ref.path)
+    assert not write_store(replace(data, cases=cases), tmp_path / "store").failed
 
 
 def test_a_store_of_failures_is_refused_when_it_is_opened(data, tmp_path):

@@ -172,7 +172,7 @@ def test_a_failing_job_leaves_the_server_serving_and_nothing_of_the_mask(
     page.job(patient, "check")
     before = page.on_disk()
     with monkeypatch.context() as broken:
-        broken.setattr("medmap.segment._write_text", lambda file, text: 1 / 0)
+        broken.setattr("medmap.segment.write_mask", lambda *args: 1 / 0)
         told = page.job(patient, "segment", subset=["t2f"])
     assert told["state"] == "failed"
     assert "unexpected ZeroDivisionError" in told["text"]
