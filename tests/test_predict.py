@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medmap import inference
-from medmap.align import AlignedSegmenter
+from medmap.align import AlignedSegmenter, build_segmenter
 from medmap.checkpoint import save_checkpoint
 from medmap.config import AlignConfig, Config, ModelConfig, parse_config
 from medmap.core.box import Box, Boxed
@@ -406,6 +406,25 @@ def test_runs_of_two_kinds_do_not_answer_together(tmp_path: Path) -> None:
     for name, spacing_mm in (("a", 2.0), ("b", 1.0)):
         left_run(tmp_path / name, tiny_network(), ModelCard(GLIOMA_MRI, GLIOMA, spacing_mm))
     with pytest.raises(CheckpointError, match=r"b and .*a cannot answer together: .* name one of them"):
+        Predictor.load(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"predict": {"et_min_ml": 0.25}}, r"b and .*a cannot .*: predict.et_min_ml is 0.25 and 0.5; make it the same"),
+        ({"model": {"size": "base"}}, r"b and .*a cannot .*: a network of stride 16 and one of 8 .* name one of them"),
+    ],
+)
+def test_runs_that_look_at_a_patient_in_two_ways_do_not_answer_together(
+    tmp_path: Path, other: dict[str, Any], message: str
+) -> None:
+    """Boxes of two strides have two sizes, and settings of the first run would hold for all in silence."""
+    for name, changes in (("a", {}), ("b", other)):
+        config = parse_config({"model": {"size": "tiny"}, "align": "none"} | changes)
+        network = build_segmenter(config.model, config.align, GLIOMA_MRI, 4)
+        left_run(tmp_path / name, network, ModelCard(GLIOMA_MRI, GLIOMA, 2.0), config)
+    with pytest.raises(CheckpointError, match=message):
         Predictor.load(tmp_path, device="cpu")
 
 
