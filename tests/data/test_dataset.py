@@ -253,6 +253,23 @@ def test_a_batch_is_a_function_of_seed_and_step(prepared: list[Prepared], augmen
     assert len({tuple(map(tuple, batch(7, step).kept.tolist())) for step in range(4)}) > 1
 
 
+def test_flat_voxels_are_turned_in_mm_and_leave_no_empty_corner() -> None:
+    """The patch comes from the middle of a brain that is larger than whatever it takes."""
+    shape, spacing_mm = (96, 96, 96), (2.0, 2.0, 6.0)
+    labels = np.zeros(shape, np.uint8)
+    labels[48, 48, 48] = 1
+    grid = Grid(shape, np.diag([*spacing_mm, 1.0]))
+    brain = Boxed(np.ones(shape, np.float16), Box((0, 0, 0), shape))
+    patient = Prepared("p", grid, grid, {"t2f": brain}, Boxed.tight(labels))
+    turned = {"p_rotation": 1.0, "rotation_deg": [-45.0, 45.0], "p_scaling": 0.0}
+    still = {key: 0.0 for key in type(config().augment).model_fields if key.startswith("p_")}
+    settings = config(augment=still | turned, train={"patch": [16, 16, 16], "foreground": 1.0})
+    for step in range(5):
+        images = training_batch([patient], ModalitySet(("t2f",)), settings, step, CPU).images
+        empty = (images == 0).float().mean()
+        assert empty == 0, f"step {step}: {empty:.0%} of the patch came from nowhere"
+
+
 @pytest.mark.parametrize("augmented", [True, False])
 def test_without_what_was_dropped_a_batch_is_otherwise_the_same(prepared: list[Prepared], augmented: bool) -> None:
     for step in range(6):
