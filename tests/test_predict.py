@@ -27,6 +27,7 @@ from medmap.core.case import Case, Prepared
 from medmap.core.labels import SCHEMES
 from medmap.core.metrics import postprocess
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
+from medmap.core.witnesses import Witnesses
 from medmap.data.preprocess import prepare_case, restore
 from medmap.errors import CheckpointError, InputError
 from medmap.inference import SubsetAnswer, Windows, answer_subsets, network_device, pass_memory
@@ -35,6 +36,7 @@ from medmap.models.blocks import placed
 from medmap.phantom import Settings, simulate
 from medmap.predict import Predictor, resolve_device, resolve_precision
 from medmap.run import ModelCard, write_run
+from medmap.scores import score_classes
 
 GLIOMA = SCHEMES["brats2023"]
 ALL = GLIOMA_MRI.subsets()
@@ -451,6 +453,20 @@ def test_a_scheme_without_enhancing_tumour_is_not_post_processed() -> None:
     scheme = type(GLIOMA)("organ", ("background", "liver"), {"liver": 1}, {"liver": ("liver",)})
     classes = np.array([[[0, 1]]], np.uint8)
     assert postprocess(classes, scheme, (1.0, 1.0, 1.0), 10.0) is classes
+
+
+def test_labels_without_a_necrotic_core_have_nothing_that_a_small_tumour_could_become() -> None:
+    """As of a data set that tells oedema and enhancement apart and no more; scores and witnesses ask as well."""
+    regions = {"WT": ("ed", "et"), "ET": ("et",)}
+    scheme = type(GLIOMA)("two", ("background", "ed", "et"), {"ed": 1, "et": 2}, regions)
+    classes = np.zeros((4, 4, 4), np.uint8)
+    classes[:2, 0, 0] = 2
+    assert postprocess(classes, scheme, (1.0, 1.0, 1.0), 0.5) is classes
+    scores = score_classes(classes, classes, (1.0, 1.0, 1.0), scheme)
+    assert scores["ET-pp", "dice"] == scores["ET", "dice"] == 1
+    witnesses = Witnesses(scheme, classes.shape, (1.0, 1.0, 1.0), 0.5)
+    witnesses.add("t1c", Box((0, 0, 0), (4, 4, 4)), np.eye(3, dtype=np.float32)[classes].transpose(3, 0, 1, 2))
+    assert witnesses.about("t1c")["ET-pp"].volume_ml == pytest.approx(0.002)
 
 
 def test_the_rule_counts_millilitres_on_the_patients_own_grid() -> None:
