@@ -464,6 +464,14 @@ def test_other_data_are_answered_by_all_folds_together(
     assert not (tmp_path / "subsets.csv").exists()
 
 
+def test_a_run_that_tests_nobody_has_no_table(store: Store, tmp_path: Path, shifted_runs: list[Path]) -> None:
+    run = write_made_up_run(tmp_path / "run", store, [], [ID.format(0)])
+    with pytest.raises(InputError, match="run: its division run has no test part; name patients with --data"):
+        evaluate(run)
+    assert not shifted_runs
+    assert not (run / "subsets.csv").exists()
+
+
 def test_cases_that_a_run_learned_from_are_no_other_data(
     store: Store, tmp_path: Path, shifted_runs: list[Path]
 ) -> None:
