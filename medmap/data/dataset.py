@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,15 @@ def cases_of_step(count: int, batch_size: int, seed: int, step: int) -> list[int
     [0, 1, 2, 3, 4, 5]
     """
     positions = range(step * batch_size, (step + 1) * batch_size)
-    order = {p // count: random_stream(seed, ORDER, p // count).permutation(count) for p in positions}
-    return [int(order[p // count][p % count]) for p in positions]
+    return [int(_order(count, seed, p // count)[p % count]) for p in positions]
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The permutation of an epoch, for its many steps and whoever looks ahead of them."""
+    order = random_stream(seed, ORDER, epoch).permutation(count)
+    order.flags.writeable = False
+    return order
 
 
 def draw_crop(prepared: Prepared, config: TrainConfig, generator: np.random.Generator) -> Box:

@@ -18,12 +18,15 @@ from medmap.core.box import Box, Boxed, Index3
 from medmap.core.case import Batch, Grid, Prepared
 from medmap.core.labels import SCHEMES
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
+from medmap.data import dataset
 from medmap.data.dataset import (
     Patients,
+    _order,
     answers_asked,
     cases_of_step,
     draw_crop,
     draw_kept,
+    random_stream,
     stack_windows,
     training_batch,
 )
@@ -77,6 +80,18 @@ def test_every_epoch_holds_every_case_once(count: int, batch: int, seed: int, ep
     assert len(drawn) == steps * batch
     for epoch in range(epochs):
         assert sorted(drawn[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+def test_an_epochs_order_is_drawn_once_for_all_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    _order.cache_clear()
+    drawn: list[int] = []
+    monkeypatch.setattr(dataset, "random_stream", lambda *of: drawn.append(of[2]) or random_stream(*of))
+    for step in range(7):
+        for ahead in range(2):
+            cases_of_step(10, 2, 0, step + ahead)
+    assert drawn == [0, 1]
+    with pytest.raises(ValueError, match="read-only"):
+        _order(10, 0, 0)[0] = 3
 
 
 def test_every_epoch_and_every_seed_has_its_own_order() -> None:
