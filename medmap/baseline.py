@@ -25,7 +25,7 @@ from medmap.core.metrics import dice, score_region
 from medmap.core.modality import ModalitySet
 from medmap.data.store import Store
 from medmap.errors import InputError
-from medmap.evaluate import check_scorable, read_splits, run_store
+from medmap.evaluate import check_scorable, read_splits, refuse_taught, refuse_untested, run_store
 from medmap.run import find_runs, read_run
 from medmap.scores import Score, write_scores
 
@@ -76,8 +76,8 @@ def evaluate_baseline(
     For every run the threshold comes from its training and validation parts. With ``data``, other patients, it is the
     median of these thresholds. Written into PATH/baseline-NAME, or PATH/on-DATA/baseline-NAME.
 
-    Raises InputError for an unknown floor, cases without T2-FLAIR, and labels without a whole tumour, CheckpointError
-    as `medmap.evaluate.evaluate` does.
+    Raises InputError for an unknown floor, cases without T2-FLAIR, and labels without a whole tumour, besides what
+    `medmap.evaluate.evaluate` raises: its refusals of cases that a run learned from hold for thresholds as well.
     """
     if name != "flair-threshold":
         raise InputError(f"baseline {name!r} is not known; expected flair-threshold")
@@ -92,6 +92,10 @@ def evaluate_baseline(
         asked = [(data, data.ids)]
     for store, ids in [*zip(stores, learnt, strict=True), *asked]:
         check_scorable(store, ids, scheme, flair)
+    if data is None:
+        refuse_untested(runs, splits)
+    else:
+        refuse_taught(runs, data)
     thresholds = [choose_threshold(store, ids, scheme) for store, ids in zip(stores, learnt, strict=True)]
     used = thresholds if data is None else [float(np.median(thresholds))]
     rows = []

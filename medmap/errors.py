@@ -5,7 +5,7 @@
     ├── ConfigError       a key or value of the configuration
     ├── CheckpointError   weights that do not fit, or a run folder that is not whole
     ├── DivergenceError   training produced a number that is not finite
-    └── ClusterError      machines that cannot be reached, or that die at the work
+    └── ClusterError      machines or processes that cannot be reached, or that die at the work
 
 Every message names the thing, what was found, what was expected and what to do.
 """
@@ -32,4 +32,4 @@ class DivergenceError(MedmapError):
 
 
 class ClusterError(MedmapError):
-    """Machines that should do the work cannot be reached, or die at it."""
+    """Machines or processes that should do the work cannot be reached, or die at it."""

@@ -7,7 +7,7 @@ becomes of the numbers: `medmap.scores`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -151,16 +151,15 @@ def evaluate(
     its cases are scored, by the folds together as an ensemble, into PATH/on-NAME. With ``ray``, the address of a Ray
     cluster, cases are spread over its machines (`medmap.scale`), and the tables are the same.
 
-    Raises InputError for an unknown convention, data that cannot be scored and cases that a run learned from,
-    CheckpointError for a folder without
-    runs, runs that test one case twice or are not of one kind, and data that are gone or were changed; ClusterError
-    where a cluster fails.
+    Raises InputError for an unknown convention, data that cannot be scored, cases that a run learned from and a run
+    that tests nobody, CheckpointError for a folder without runs, runs that test one case twice or are not of one kind,
+    and data that are gone or were changed; ClusterError where a cluster fails.
     """
     convention_named(convention)
     runs = find_runs(path)
     scored = partial(_scored, which=which, convention=convention, device=device, ray=ray, on_progress=on_progress)
     if data is not None:
-        _refuse_taught(runs, data)
+        refuse_taught(runs, data)
         (found,), card = scored([_Part(path, data, data.ids)]), read_run(runs[0])[1]
         out = path / f"on-{name or data.path.name}"
         members = f"{len(runs)} networks together" if len(runs) > 1 else "one network"
@@ -170,6 +169,7 @@ def evaluate(
         write_voxels(out, found.voxels)
         return out
     splits, stores = read_splits(runs), [run_store(run) for run in runs]
+    refuse_untested(runs, splits)
     parts = [_Part(run, store, split["test"]) for run, split, store in zip(runs, splits, stores, strict=True)]
     card = read_run(runs[0])[1]  # that of all runs: read_splits has looked
     pooled = Scored([], [])
@@ -274,7 +274,7 @@ def run_store(run: Path) -> Store:
     return store
 
 
-def _refuse_taught(runs: Sequence[Path], data: Store) -> None:
+def refuse_taught(runs: Sequence[Path], data: Store) -> None:
     """Raises InputError where a run learned from one of the cases, or was chosen by it. Files count, not names."""
     for run in runs:
         try:
@@ -289,6 +289,13 @@ def _refuse_taught(runs: Sequence[Path], data: Store) -> None:
                 f"{run} learned from or was chosen by, and say nothing of new patients; name others with --data, or "
                 f"score the test part: medmap evaluate {run}"
             )
+
+
+def refuse_untested(runs: Sequence[Path], splits: Sequence[Mapping[str, Any]]) -> None:
+    """Raises InputError where a run has no test part: a table of nobody would look like one."""
+    for run, split in zip(runs, splits, strict=True):
+        if not split["test"]:
+            raise InputError(f"{run}: its division {split['name']} has no test part; name patients with --data")
 
 
 def _read_json(file: Path) -> dict[str, Any]:

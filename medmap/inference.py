@@ -17,18 +17,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import lru_cache, partial, reduce
+from functools import partial, reduce
 from itertools import accumulate, combinations, groupby, product
-from math import inf, prod
-from typing import Any, NamedTuple
+from math import prod
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from medmap.align import AlignedSegmenter
@@ -36,6 +35,7 @@ from medmap.compiled import Compiled
 from medmap.core.box import Box, Index3
 from medmap.core.case import Prepared
 from medmap.core.modality import ModalitySet
+from medmap.counted import Counted
 from medmap.errors import InputError
 from medmap.latents import KeptLatents, SequenceLatents
 from medmap.models.backbone import Encoded, blank
@@ -48,7 +48,7 @@ WEIGHT_SIGMA = 1 / 8
 """Standard deviation of a window's weights, in window edges."""
 
 PROBE_VOXELS = 32
-"""Edge of the cube over which a pass is counted, at least."""
+"""Edge of the smaller cube over which a pass is counted, at least."""
 
 ROOM, ANSWERS = 1.1, 3.0
 """What convolutions need besides their input and output, and how many copies of an answer there are: measured."""
@@ -140,12 +140,13 @@ def answer_subsets(
     flips = [f for size in range(len(mirror) + 1) for f in combinations(sorted(set(mirror)), size)]
     asked = [(subset, Box.union(network_box(network, prepared, name) for name in subset)) for subset in subsets]
     looked = _Looked(network, prepared, flips, precision, compiled, kept)
-    room = inf if windows is None else voxels_at_once(network, len(flips), precision, windows.memory_gb)
-    for fits, some in groupby(asked, lambda one: prod(one[1].shape) <= room):
-        if windows is None or fits:
-            yield from looked.in_one_pass(list(some))
-        else:
-            yield from looked.by_windows(list(some), windows)
+    if windows is None:
+        yield from looked.in_one_pass(asked)
+        return
+    need = pass_memory(network, len(flips), precision)
+    for fits, some in groupby(asked, lambda one: need.gb(prod(one[1].shape)) <= windows.memory_gb):
+        alike = list(some)
+        yield from looked.in_one_pass(alike) if fits else looked.by_windows(alike, windows)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -259,44 +260,46 @@ class _Looked:
             yield SubsetAnswer(subset, box, (total / share).numpy())
 
 
-@lru_cache(maxsize=32)
-def voxels_at_once(network: AlignedSegmenter, flips: int, precision: str, memory_gb: float) -> float:
-    """The largest box that one pass may take, whichever sequences are asked for: a subset's answer does not depend on
-    what else is asked. Counted in a pass of all sequences over a small cube."""
-    device, edge = network_device(network), max(2 * network.stride, PROBE_VOXELS)
+class PassMemory(NamedTuple):
+    """What one pass over a box takes, bytes: whatever its size (weights at another precision), and per voxel."""
+
+    fixed: float
+    per_voxel: float
+
+    def gb(self, voxels: float) -> float:
+        """GB of a box of so many voxels."""
+        return (self.fixed + self.per_voxel * voxels) / 1e9
+
+
+def pass_memory(network: AlignedSegmenter, flips: int, precision: str) -> PassMemory:
+    """What one pass takes, whichever sequences are asked for: a subset's answer does not depend on what else is asked.
+    Counted once for a network, in passes of all sequences over two small cubes, whose difference is what voxels take.
+    """
+    known = _PASSES.setdefault(network, {})
+    if (flips, precision) not in known:
+        edge = max(2 * network.stride, PROBE_VOXELS)
+        (small, few), (large, many) = ((_most(network, flips, precision, n), n**3) for n in (edge, 2 * edge))
+        slope = (large - small) / (many - few)
+        each = ROOM * slope + ANSWERS * 4 * network.backbone.classes
+        known[flips, precision] = PassMemory(ROOM * max(0.0, small - slope * few), each)
+    return known[flips, precision]
+
+
+_PASSES: WeakKeyDictionary[AlignedSegmenter, dict[tuple[int, str], PassMemory]] = WeakKeyDictionary()
+"""What was counted; a network that nobody holds any more is let go."""
+
+
+def _most(network: AlignedSegmenter, flips: int, precision: str, edge: int) -> int:
+    """The bytes of the tensors that live at a time in a pass over a cube."""
+    device = network_device(network)
     images = {name: torch.zeros(1, 1, edge, edge, edge, device=device) for name in network.modalities}
     everything = torch.ones(1, len(network.modalities), dtype=torch.bool, device=device)
-    with torch.inference_mode(), autocast(device, precision), whole_volumes(), _Counted() as counted:
+    with torch.inference_mode(), autocast(device, precision), whole_volumes(), Counted() as counted:
         encoded = network.digested(network.encode(images, everything))
         held = tree_leaves([list(encoded.levels.values()), list(encoded.digests.values())])
         latents = sum(z.numel() * z.element_size() for z in held)
         network.decode(encoded, everything)
-    most = counted.most + (flips - 1) * latents * network.separable  # all flips are encoded before anything is decoded
-    return memory_gb * 1e9 / (ROOM * most / edge**3 + ANSWERS * 4 * network.backbone.classes)
-
-
-class _Counted(TorchDispatchMode):
-    """Counts the bytes of the tensors that live at a time, of those that are made while it is on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.most = 0
-        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here; telling torch's compiler so would first import it, which takes a second."""
-        return False
-
-    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = operation(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                self._alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self._alive = {key: held for key, held in self._alive.items() if not held[0].expired()}
-        self.most = max(self.most, sum(size for _, size in self._alive.values()))
-        return out
+    return counted.most + (flips - 1) * latents * network.separable  # all flips are encoded before any is decoded
 
 
 def network_box(network: AlignedSegmenter, prepared: Prepared, name: str) -> Box:

@@ -134,13 +134,25 @@ class Predictor:
         runs = find_runs(path)
         config, card = read_run(runs[0])
         for run in runs[1:]:
-            _, other = read_run(run)
+            theirs, other = read_run(run)
             if other != card:
                 raise CheckpointError(
                     f"{run} and {runs[0]} cannot answer together: their sequences, labels or spacing differ; "
                     "name one of them"
                 )
+            for (key, found), (_, first) in zip(theirs.predict, config.predict, strict=True):
+                if found != first:
+                    raise CheckpointError(
+                        f"{run} and {runs[0]} cannot answer together: predict.{key} is {found} and {first}; make it "
+                        "the same in their config.yaml, or name one of them"
+                    )
         networks = [load_network(run, which, resolve_device(device)) for run in runs]
+        for run, network in zip(runs, networks, strict=True):
+            if network.stride != networks[0].stride:
+                raise CheckpointError(
+                    f"{run} and {runs[0]} cannot answer together: a network of stride {network.stride} and one of "
+                    f"{networks[0].stride} look at other boxes; name one of them"
+                )
         return cls(
             networks,
             card,

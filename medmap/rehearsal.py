@@ -27,7 +27,7 @@ from medmap.data.dataset import training_batch
 from medmap.data.layouts import recognise
 from medmap.data.store import Store, write_store
 from medmap.errors import InputError
-from medmap.inference import Windows, answer_subsets, autocast, network_box, voxels_at_once
+from medmap.inference import Windows, answer_subsets, autocast, network_box, pass_memory
 from medmap.models.blocks import placed
 from medmap.models.convolution import whole_volumes
 from medmap.predict import resolve_device, resolve_precision
@@ -220,11 +220,11 @@ def _patient(
 ) -> tuple[float, float]:
     """How many patches a patient is worth, and the memory that one pass or a window takes."""
     brain, limit = _brain(network, case, given), config.predict.memory_gb
-    room = voxels_at_once(network, 2 ** len(config.predict.mirror), precision, limit)
-    patch = prod(config.train.patch)
-    if prod(brain.shape) <= room:
-        return prod(brain.shape) / patch, limit * prod(brain.shape) / room
-    return float(len(Windows(limit, config.train.patch).over(brain, network.stride))), limit * patch / room
+    need = pass_memory(network, 2 ** len(config.predict.mirror), precision)
+    patch, whole_gb = prod(config.train.patch), need.gb(prod(brain.shape))
+    if whole_gb <= limit:
+        return prod(brain.shape) / patch, whole_gb
+    return float(len(Windows(limit, config.train.patch).over(brain, network.stride))), need.gb(patch)
 
 
 def _brain(network: AlignedSegmenter, case: Prepared, given: ModalitySet) -> Box:

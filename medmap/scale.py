@@ -205,7 +205,7 @@ class _Crew(Generic[Task, Result]):
     """Workers, and who does what.
 
     busy:    {what Ray will answer: (worker, index of its task; None: it is starting)}
-    deaths:  {index of a task, or None: workers that died at it}
+    deaths:  {index of a task: workers that died at it; None: those that died before they were ready, in a row}
     """
 
     ray: Any
@@ -238,6 +238,8 @@ class _Crew(Generic[Task, Result]):
                     waiting.appendleft(index)
             else:
                 self.idle.append(worker)
+                if index is None:
+                    self.deaths[None] = 0  # the cluster makes workers: over a long job single starts may fail
             if index is not None and result is not None:
                 open_tasks -= 1
                 yield index, result

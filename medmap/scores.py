@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
+from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,8 +136,7 @@ def write_scores(
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Summarise a table of scores and, where a folder is named, put subsets.csv and summary.json there."""
-    hashes = {store.path.name: store.sha256 for store in stores}
-    about = {**about, "convention": convention, "store": hashes}
+    about = {**about, "convention": convention, "store": _hashes(stores)}
     summary: dict[str, Any] = without_nan(summarise(rows, modalities, scheme, about=about))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -148,6 +147,14 @@ def write_scores(
         write_text(out / TABLE, text.getvalue())
         write_text(out / SUMMARY, json.dumps(summary, indent=1))
     return summary
+
+
+def _hashes(stores: Sequence[Store]) -> dict[str, str]:
+    """{name: SHA-256}; other data of the same name are told apart by a number."""
+    found: dict[str, str] = {}
+    for name, sha256 in dict.fromkeys((store.path.name, store.sha256) for store in stores):
+        found[name if name not in found else f"{name} ({len(found) + 1})"] = sha256
+    return found
 
 
 def read_scores(file: Path) -> list[Score]:
@@ -168,16 +175,25 @@ def write_voxels(out: Path, answers: Sequence[Voxels]) -> None:
         (out / VOXELS).unlink(missing_ok=True)
         return
     fresh = out / f".{VOXELS}"
-    with fresh.open("wb") as stream:
-        np.savez_compressed(
-            stream,
-            patients=np.array([answer.patient for answer in answers], dtype=str),
-            kinds=np.array([answer.kind for answer in answers], dtype=str),
-            counts=np.array([len(answer.truth) for answer in answers]),
-            log_p=np.concatenate([answer.log_p for answer in answers], axis=1),
-            truth=np.concatenate([answer.truth for answer in answers]),
-        )
+    with ZipFile(fresh, "w", ZIP_DEFLATED) as archive:
+        _add(archive, "patients", [np.array([answer.patient for answer in answers], dtype=str)])
+        _add(archive, "kinds", [np.array([answer.kind for answer in answers], dtype=str)])
+        _add(archive, "counts", [np.array([len(answer.truth) for answer in answers])])
+        _add(archive, "log_p", [answer.log_p for answer in answers])
+        _add(archive, "truth", [answer.truth for answer in answers])
     os.replace(fresh, out / VOXELS)
+
+
+def _add(archive: ZipFile, name: str, parts: Sequence[NDArray[Any]]) -> None:
+    """One array of an npz, its parts joined along the last axis as they are written: a copy of all would double what
+    the answers of many thousand patients take."""
+    *rest, _ = parts[0].shape
+    shape = (*rest, sum(part.shape[-1] for part in parts))
+    head = {"descr": np.lib.format.dtype_to_descr(parts[0].dtype), "fortran_order": True, "shape": shape}
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+        np.lib.format.write_array_header_1_0(stream, head)
+        for part in parts:
+            stream.write(part.tobytes(order="F"))
 
 
 def read_voxels(file: Path) -> list[Voxels]:

@@ -13,6 +13,8 @@ import os
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,12 +28,16 @@ from medmap.core.labels import SCHEMES, LabelScheme
 from medmap.core.modality import ModalitySet
 from medmap.core.processes import processes_here
 from medmap.data.preprocess import prepare_case
+from medmap.errors import ClusterError
 from medmap.phantom import Settings, simulate
 from medmap.phantom.patient import seed_of
 from medmap.phantom.simulate import alone_on_its_core
 
 AHEAD = 12
 """Patients simulated in advance, at most."""
+
+ATTEMPTS = 4
+"""So many times in a row may the processes that simulate be killed."""
 
 
 class PhantomStream:
@@ -56,6 +62,7 @@ class PhantomStream:
         self._pool: ProcessPoolExecutor | None = None
         self._coming: dict[str, Future[Prepared]] = {}
         self._kept: dict[str, Prepared] = {}
+        self._deaths = 0
 
     @property
     def scheme(self) -> LabelScheme:
@@ -100,18 +107,24 @@ class PhantomStream:
             # Waits for the patients that are being made: at the interpreter's end a pool that is still closing trips
             # over its own pipes.
             weakref.finalize(self, self._pool.shutdown, wait=True, cancel_futures=True)
-        for id in ids:
-            if len(self._coming) >= AHEAD:
-                break
-            if id not in self._coming and id not in self._kept:
-                self._coming[id] = self._pool.submit(_make, id, self._seed_of(id), self.settings)
+        with suppress(BrokenProcessPool):  # whoever asks for one of these patients will see it too
+            for id in ids:
+                if len(self._coming) >= AHEAD:
+                    break
+                if id not in self._coming and id not in self._kept:
+                    self._coming[id] = self._pool.submit(_make, id, self._seed_of(id), self.settings)
 
     def load(self, case_id: str) -> Prepared:
         """One case: what was kept, or simulated ahead, or else simulated now."""
         if case_id in self._kept:
             return self._kept[case_id]
         ahead = self._coming.pop(case_id, None)
-        case = self._simulated(case_id) if ahead is None else ahead.result()
+        try:
+            case = self._simulated(case_id) if ahead is None else ahead.result()
+            self._deaths = 0 if ahead else self._deaths
+        except BrokenProcessPool as error:
+            self._lost(error)
+            case = self._simulated(case_id)
         if _number(case_id) < self._again:
             self._kept[case_id] = case
         return case
@@ -119,6 +132,19 @@ class PhantomStream:
     def provenance(self) -> dict[str, Any]:
         """What a run folder notes; with the run's configuration, all there is."""
         return {"store": None, "store_sha256": self.sha256}
+
+    def _lost(self, error: BrokenProcessPool) -> None:
+        """A process that simulated was killed, and the others with it: new ones begin when patients are next expected.
+
+        Raises ClusterError where none lives long enough to make one patient.
+        """
+        self._deaths += 1
+        if self._deaths >= ATTEMPTS:
+            raise ClusterError(
+                f"processes that simulate patients were killed {self._deaths} times in a row ({error}); they may lack "
+                "memory: lower phantom.workers in the config.yaml of the run, to 0 if need be, and go on with --resume"
+            ) from error
+        self._pool, self._coming = None, {}
 
     def _simulated(self, case_id: str) -> Prepared:
         return _make(case_id, self._seed_of(case_id), self.settings, self._device)

@@ -32,7 +32,7 @@ from medmap.core.processes import gathered, processes, processes_here, rank
 from medmap.criterion import Lesson
 from medmap.data.dataset import Patients, answers_asked, training_batch
 from medmap.data.source import Source
-from medmap.data.splits import Split, choose_split
+from medmap.data.splits import Split, begun_split, choose_split
 from medmap.diagnosis import Latents, latent_spread, means, over_alignment, overheard
 from medmap.errors import CheckpointError, ConfigError, DivergenceError
 from medmap.evaluate import on_common_box
@@ -40,7 +40,7 @@ from medmap.inference import answer_subsets
 from medmap.models.backbone import trait
 from medmap.parallel import crew_of, ending_together, launch
 from medmap.predict import answerable, resolve_device, resolve_precision
-from medmap.run import ENV, LOG, SPLITS, ModelCard, Row, RunLog, write_run, write_text, writing
+from medmap.run import ENV, LOG, SPLITS, ModelCard, Row, RunLog, checkpoint_folder, write_run, write_text, writing
 from medmap.state import State, fresh, restore, save_best, save_last, start_from
 
 
@@ -58,7 +58,7 @@ def fit(
     """Train one network and leave it in a run folder.
 
     config: the run; source: prepared patients, or a stream of phantoms; run: its folder
-    resume: go on from its last checkpoint
+    resume: go on from its last checkpoint, with the division of the patients that it was begun with
     init:   another run whose best weights are the start; on_row: gets every row of the log as it is written
     devices: processes on this machine, each with an equal share of every batch: the program that calls this is run
              again for each of them. None: one, or as many as torchrun or srun have started
@@ -90,7 +90,9 @@ def _fit(
     if source.scheme is None:
         raise ConfigError(f"{source.path}: the data have no segmentations; training needs them (see medmap prepare)")
     card = ModelCard(modalities, source.scheme, source.spacing_mm)
-    split = choose_split(config.data, source)
+    if resume:
+        checkpoint_folder(run, "last")  # says so where there is nothing to go on from
+    split = begun_split(run / SPLITS, source.roster()) if resume else choose_split(config.data, source)
     train, val = Patients(source, split.train, modalities), Patients(source, split.val, modalities)
     if config.align.anchor == "lckd" and not val:
         raise ConfigError(

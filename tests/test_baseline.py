@@ -170,13 +170,23 @@ def test_folds_are_scored_with_a_threshold_each(store: Store, tmp_path: Path) ->
 
 
 def test_other_patients_get_the_median_threshold(store: Store, tmp_path: Path) -> None:
-    run = write_made_up_run(tmp_path / "run", store, IDS[:1], IDS[1:])
-    out = evaluate_baseline(NAME, run, data=store, data_name="ward")
+    run = write_made_up_run(tmp_path / "run", store, IDS[:1], IDS[1::2])  # of other brightness than the others
+    others = data_of(tmp_path / "others", dict.fromkeys(IDS[:2], tumour()), {IDS[0]: 2.5, IDS[1]: 4.0})
+    out = evaluate_baseline(NAME, run, data=others, data_name="ward")
     assert out == run / "on-ward" / "baseline-flair-threshold"
     rows = [row for row in read_scores(out / "subsets.csv") if row.metric == "dice"]
-    assert [row.case for row in rows] == IDS
+    assert [row.case for row in rows] == IDS[:2]
     own = read_scores(evaluate_baseline(NAME, run) / "subsets.csv")
     assert own[0] == read_scores(out / "subsets.csv")[0]
+
+
+def test_patients_who_chose_the_threshold_are_no_other_patients(store: Store, tmp_path: Path) -> None:
+    run = write_made_up_run(tmp_path / "run", store, IDS[:1], IDS[1:])
+    with pytest.raises(InputError, match=r"\d of its 4 cases, such as .* are of those that .*run learned from"):
+        evaluate_baseline(NAME, run, data=store)
+    alone = write_made_up_run(tmp_path / "alone", store, [], IDS)
+    with pytest.raises(InputError, match="alone: its division alone has no test part; name patients with --data"):
+        evaluate_baseline(NAME, alone)
 
 
 def test_what_the_floor_refuses(store: Store, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from medmap.core.labels import SCHEMES, LabelScheme
 from medmap.core.metrics import METRICS
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
 from medmap.core.stats import bootstrap_interval
+from medmap.core.temperature import Voxels
 from medmap.data.store import Store
 from medmap.errors import CheckpointError, InputError
 from medmap.evaluate import VOXELS, evaluate, evaluate_cases, on_common_box, run_store, score_case
@@ -378,6 +380,27 @@ def test_files_that_are_no_tables(text: str, found: str, tmp_path: Path) -> None
         read_scores(tmp_path / "t.csv")
 
 
+def test_voxels_are_written_without_a_second_copy_of_all(tmp_path: Path) -> None:
+    answers = [Voxels(f"p{i}", "t2f", np.zeros((4, 2000), np.float16), np.zeros(2000, np.uint8)) for i in range(200)]
+    size = sum(answer.log_p.nbytes for answer in answers)
+    tracemalloc.start()
+    write_voxels(tmp_path, answers)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 0.5 * size
+
+
+def test_two_stores_of_one_name_stay_two(store: Store, tmp_path: Path) -> None:
+    """Or `medmap compare` would take runs on differently prepared data for runs on one."""
+    codes = {ID.format(9): tumour()}
+    others = [prepared_store(write_folder(tmp_path / place / "cases", codes)) for place in ("a", "b")]
+    same_name = [store, *others]
+    assert {one.path.name for one in same_name} == {"cases-store"}
+    rows = scored("c", "t1c", "WT", dice=0.5)
+    summary = write_scores(None, rows, GLIOMA_MRI, GLIOMA, "brats", same_name, {})
+    assert summary["store"] == {"cases-store": store.sha256, "cases-store (2)": others[0].sha256}
+
+
 def test_voxels_come_back_as_they_were(store: Store, tmp_path: Path) -> None:
     case = ID.format(1)
     answers = score_case(Shifted(step=0), store, case).voxels  # type: ignore[arg-type]
@@ -389,6 +412,9 @@ def test_voxels_come_back_as_they_were(store: Store, tmp_path: Path) -> None:
         assert one[:2] == other[:2]
         assert np.array_equal(one.log_p, other.log_p)
         assert np.array_equal(one.truth, other.truth)
+    with np.load(tmp_path / "voxels.npz", allow_pickle=False) as held:
+        assert (held["log_p"].dtype, held["truth"].dtype) == (np.float16, np.uint8)
+        assert np.array_equal(held["log_p"], np.concatenate([answer.log_p for answer in answers], axis=1))
     write_voxels(tmp_path, [])
     with pytest.raises(InputError, match=r"voxels\.npz: no voxels .*; run `medmap evaluate` again"):
         read_voxels(tmp_path / "voxels.npz")
@@ -462,6 +488,14 @@ def test_other_data_are_answered_by_all_folds_together(
     summary = json.loads((tmp_path / folder / "summary.json").read_text())
     assert summary["evaluated"] == f"all 4 cases of {folder[3:]}, 2 networks together"
     assert not (tmp_path / "subsets.csv").exists()
+
+
+def test_a_run_that_tests_nobody_has_no_table(store: Store, tmp_path: Path, shifted_runs: list[Path]) -> None:
+    run = write_made_up_run(tmp_path / "run", store, [], [ID.format(0)])
+    with pytest.raises(InputError, match="run: its division run has no test part; name patients with --data"):
+        evaluate(run)
+    assert not shifted_runs
+    assert not (run / "subsets.csv").exists()
 
 
 def test_cases_that_a_run_learned_from_are_no_other_data(

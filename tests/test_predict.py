@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
@@ -17,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medmap import inference
-from medmap.align import AlignedSegmenter
+from medmap.align import AlignedSegmenter, build_segmenter
 from medmap.checkpoint import save_checkpoint
 from medmap.config import AlignConfig, Config, ModelConfig, parse_config
 from medmap.core.box import Box, Boxed
@@ -25,14 +27,16 @@ from medmap.core.case import Case, Prepared
 from medmap.core.labels import SCHEMES
 from medmap.core.metrics import postprocess
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
+from medmap.core.witnesses import Witnesses
 from medmap.data.preprocess import prepare_case, restore
 from medmap.errors import CheckpointError, InputError
-from medmap.inference import SubsetAnswer, Windows, answer_subsets, network_device, voxels_at_once
+from medmap.inference import SubsetAnswer, Windows, answer_subsets, network_device, pass_memory
 from medmap.models.backbone import Decoded, Encoded
 from medmap.models.blocks import placed
 from medmap.phantom import Settings, simulate
 from medmap.predict import Predictor, resolve_device, resolve_precision
 from medmap.run import ModelCard, write_run
+from medmap.scores import score_classes
 
 GLIOMA = SCHEMES["brats2023"]
 ALL = GLIOMA_MRI.subsets()
@@ -407,6 +411,25 @@ def test_runs_of_two_kinds_do_not_answer_together(tmp_path: Path) -> None:
         Predictor.load(tmp_path, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"predict": {"et_min_ml": 0.25}}, r"b and .*a cannot .*: predict.et_min_ml is 0.25 and 0.5; make it the same"),
+        ({"model": {"size": "base"}}, r"b and .*a cannot .*: a network of stride 16 and one of 8 .* name one of them"),
+    ],
+)
+def test_runs_that_look_at_a_patient_in_two_ways_do_not_answer_together(
+    tmp_path: Path, other: dict[str, Any], message: str
+) -> None:
+    """Boxes of two strides have two sizes, and settings of the first run would hold for all in silence."""
+    for name, changes in (("a", {}), ("b", other)):
+        config = parse_config({"model": {"size": "tiny"}, "align": "none"} | changes)
+        network = build_segmenter(config.model, config.align, GLIOMA_MRI, 4)
+        left_run(tmp_path / name, network, ModelCard(GLIOMA_MRI, GLIOMA, 2.0), config)
+    with pytest.raises(CheckpointError, match=message):
+        Predictor.load(tmp_path, device="cpu")
+
+
 # ---- after the network -------------------------------------------------------------------------------------------
 
 
@@ -430,6 +453,20 @@ def test_a_scheme_without_enhancing_tumour_is_not_post_processed() -> None:
     scheme = type(GLIOMA)("organ", ("background", "liver"), {"liver": 1}, {"liver": ("liver",)})
     classes = np.array([[[0, 1]]], np.uint8)
     assert postprocess(classes, scheme, (1.0, 1.0, 1.0), 10.0) is classes
+
+
+def test_labels_without_a_necrotic_core_have_nothing_that_a_small_tumour_could_become() -> None:
+    """As of a data set that tells oedema and enhancement apart and no more; scores and witnesses ask as well."""
+    regions = {"WT": ("ed", "et"), "ET": ("et",)}
+    scheme = type(GLIOMA)("two", ("background", "ed", "et"), {"ed": 1, "et": 2}, regions)
+    classes = np.zeros((4, 4, 4), np.uint8)
+    classes[:2, 0, 0] = 2
+    assert postprocess(classes, scheme, (1.0, 1.0, 1.0), 0.5) is classes
+    scores = score_classes(classes, classes, (1.0, 1.0, 1.0), scheme)
+    assert scores["ET-pp", "dice"] == scores["ET", "dice"] == 1
+    witnesses = Witnesses(scheme, classes.shape, (1.0, 1.0, 1.0), 0.5)
+    witnesses.add("t1c", Box((0, 0, 0), (4, 4, 4)), np.eye(3, dtype=np.float32)[classes].transpose(3, 0, 1, 2))
+    assert witnesses.about("t1c")["ET-pp"].volume_ml == pytest.approx(0.002)
 
 
 def test_the_rule_counts_millilitres_on_the_patients_own_grid() -> None:
@@ -614,7 +651,7 @@ def test_windows_are_taken_where_a_pass_is_too_large_and_nowhere_else(
     plain: AlignedSegmenter, prepared: Prepared
 ) -> None:
     whole = answer(plain, prepared, GLIOMA_MRI)
-    needed_gb = np.prod(whole.box.shape) / voxels_at_once(plain, 1, "fp32", 1.0)
+    needed_gb = pass_memory(plain, 1, "fp32").gb(np.prod(whole.box.shape))
     assert same(whole, answer(plain, prepared, GLIOMA_MRI, windows=Windows(1.01 * needed_gb, (16, 16, 16))))
     assert not same(whole, answer(plain, prepared, GLIOMA_MRI, windows=Windows(0.99 * needed_gb, (16, 16, 16))))
     flipped = answer(plain, prepared, GLIOMA_MRI, mirror=(0,))
@@ -626,7 +663,7 @@ def test_whether_a_subset_is_answered_by_windows_depends_on_nothing_else_that_is
     plain: AlignedSegmenter, prepared: Prepared
 ) -> None:
     sizes = sorted(np.prod(answer(plain, prepared, subset).box.shape) for subset in ALL)
-    some = Windows(sizes[len(sizes) // 2] / voxels_at_once(plain, 1, "fp32", 1.0), (16, 16, 16))
+    some = Windows(pass_memory(plain, 1, "fp32").gb(sizes[len(sizes) // 2]), (16, 16, 16))
     together = answers(plain, prepared, ALL, windows=some)
     assert [found.subset for found in together] == ALL
     assert all(same(found, answer(plain, prepared, found.subset, windows=some)) for found in together)
@@ -651,22 +688,29 @@ def test_windows_cover_a_box_and_lie_on_a_lattice_that_is_fixed(
 
 
 def test_a_pass_may_be_larger_the_less_it_holds(plain: AlignedSegmenter) -> None:
-    one, four = (voxels_at_once(plain, flips, "fp32", 1.0) for flips in (1, 4))
+    one, four = (pass_memory(plain, flips, "fp32") for flips in (1, 4))
     held = (8, 16 + 1, 32 + 1, 48 + 1)  # channels of a level, and the weight of a gated one
     latents = sum(channels / 8**level for level, channels in enumerate(held))  # per voxel and sequence
-    assert 1e9 / four - 1e9 / one == pytest.approx(inference.ROOM * 3 * 4 * 4 * latents)
-    assert voxels_at_once(plain, 1, "bf16", 1.0) > one
-    assert voxels_at_once(plain, 1, "fp32", 2.0) == pytest.approx(2 * one)
+    assert four.per_voxel - one.per_voxel == pytest.approx(inference.ROOM * 3 * 4 * 4 * latents)
+    assert pass_memory(plain, 1, "bf16").per_voxel < one.per_voxel
 
 
-def test_what_lives_at_a_time_is_counted() -> None:
-    with inference._Counted() as counted:
-        kept = torch.zeros(1000)
-        for _ in range(5):
-            torch.zeros(2000)
-        one = kept[:10]  # the same memory
-    assert counted.most == 4 * 3000
-    assert one.numel() == 10
+def test_weights_at_another_precision_are_charged_once_and_not_by_the_voxel() -> None:
+    """A network of many weights and few features: what its pass over a larger cube takes is foretold."""
+    heavy = AlignedSegmenter(Heavy(), None, {}).eval()
+    need = pass_memory(heavy, 1, "bf16")
+    foretold = (need.gb(96**3) * 1e9 - inference.ANSWERS * 4 * heavy.backbone.classes * 96**3) / inference.ROOM
+    assert foretold == pytest.approx(inference._most(heavy, 1, "bf16", 96), rel=0.05)
+    assert inference._most(heavy, 1, "bf16", 32) * 27 > 1.5 * foretold  # by the voxel of a small cube it would be more
+
+
+def test_a_network_that_nobody_holds_is_let_go() -> None:
+    network = AlignedSegmenter(Voxelwise(), None, {}).eval()
+    assert pass_memory(network, 1, "fp32") is pass_memory(network, 1, "fp32")
+    held = weakref.ref(network)
+    del network
+    gc.collect()
+    assert held() is None
 
 
 class Voxelwise(torch.nn.Module):
@@ -690,6 +734,20 @@ class Voxelwise(torch.nn.Module):
         images = encoded.levels["x1"]
         none = torch.zeros_like(next(iter(images.values())))
         return Decoded(self.mix(torch.cat([images.get(name, none) for name in self.modalities], dim=1)), {}, {})
+
+
+class Heavy(Voxelwise):
+    """With many weights, which are needed where most else lives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep = torch.nn.Conv3d(4, 1024, STRIDE, STRIDE)
+
+    def decode(self, encoded: Encoded, kept: Tensor) -> Decoded:
+        images = torch.cat(list(encoded.levels["x1"].values()), dim=1)
+        logits = self.mix(images)
+        self.deep(images)
+        return Decoded(logits, {}, {})
 
 
 def test_what_is_made_of_a_sequence_once_for_all_subsets_changes_no_answer(

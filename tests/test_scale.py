@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from made_up_work import Deadly, Overlapping, Square, Stepwise, Stuck, no_model,
 
 from medmap.cli import console
 from medmap.errors import CheckpointError, ClusterError, InputError
-from medmap.scale import Share, share, spread
+from medmap.scale import Share, _Crew, share, spread
 
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # as `medmap.scale` does, before Ray is imported
 pytest.importorskip("ray")
@@ -71,6 +72,44 @@ def test_results_and_errors_are_the_same_wherever_the_work_is_done(
     with pytest.raises(KeyError if address is None else ClusterError, match=r"'part'"):
         list(spread(no_part, [1], address=address))
     assert capfd.readouterr() == ("", "")
+
+
+class Deaths:
+    """In place of Ray: of its answers in turn, these are of workers that died."""
+
+    class exceptions:
+        RayError = RuntimeError
+        RayTaskError = ZeroDivisionError
+
+    def __init__(self, died: str) -> None:
+        self.left, self.asked = list(died), 0
+
+    def remote(self, kind: type) -> Any:
+        worker = SimpleNamespace(start=SimpleNamespace(remote=self._ask), do=SimpleNamespace(remote=self._ask))
+        return SimpleNamespace(options=lambda **how: SimpleNamespace(remote=lambda: worker))
+
+    def _ask(self, *arguments: Any) -> int:
+        self.asked += 1
+        return self.asked
+
+    def wait(self, refs: list[int], num_returns: int) -> tuple[list[int], list[int]]:
+        return refs[:1], refs[1:]
+
+    def get(self, ref: int) -> int:
+        if self.left.pop(0) == "x":
+            raise RuntimeError("died")
+        return ref
+
+    def kill(self, worker: Any) -> None: ...
+
+
+def test_starts_that_fail_now_and_then_do_not_end_a_long_job() -> None:
+    """Three starts fail before each of two workers is ready (x); the first of them dies at its second task."""
+    crew = _Crew(Deaths("xxx..xxxx.."), Square, [1, 2], Share(1, 1), str)
+    assert [index for index, _ in crew.results()] == [0, 1]
+    crew = _Crew(Deaths("xxxx"), Square, [1, 2], Share(1, 1), str)
+    with pytest.raises(ClusterError, match="4 workers died before they were ready"):
+        list(crew.results())
 
 
 def test_a_task_whose_worker_dies_is_done_by_another(

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +20,7 @@ from medmap.config import Config, PhantomConfig, load_config
 from medmap.core.case import Prepared
 from medmap.data.dataset import Patients
 from medmap.data.splits import choose_split
-from medmap.errors import CheckpointError, InputError
+from medmap.errors import CheckpointError, ClusterError, InputError
 from medmap.evaluate import run_store
 from medmap.phantom import Settings, write_phantoms
 from medmap.stream import PhantomStream, _workers
@@ -111,6 +116,53 @@ def test_another_process_makes_the_same_patient_ahead() -> None:
     assert set(there._coming) == set(there.ids[1:3])
     assert same(there.load(there.ids[1]), here.load(here.ids[1]))
     assert set(there._coming) == {there.ids[2]}
+
+
+def kill_simulating(stream: PhantomStream) -> None:
+    """As the system does where memory is short; returns when the pool has noticed."""
+    assert stream._pool is not None
+    for process in list(stream._pool._processes.values()):
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+    for future in stream._coming.values():
+        future.exception(timeout=60)
+
+
+def test_a_killed_process_costs_nothing_but_the_time_of_its_patients() -> None:
+    here, there = PhantomStream(config()), PhantomStream(config("phantom.workers=1"))
+    there.expect(there.ids[1:3])
+    kill_simulating(there)
+    there.expect(there.ids[3:4])  # the pool is broken, and nobody knows yet
+    assert same(there.load(there.ids[1]), here.load(here.ids[1]))
+    there.expect(there.ids[3:4])
+    assert set(there._coming) == {there.ids[3]}
+    assert same(there.load(there.ids[3]), here.load(here.ids[3]))
+    assert there._deaths == 0
+
+
+def test_processes_that_are_killed_again_and_again_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed:
+        """A pool whose processes are always killed."""
+
+        def __init__(self, *arguments: Any) -> None: ...
+
+        def submit(self, *arguments: Any) -> Future[Prepared]:
+            future: Future[Prepared] = Future()
+            future.set_exception(BrokenProcessPool("killed"))
+            return future
+
+        def shutdown(self, **how: Any) -> None: ...
+
+    monkeypatch.setattr("medmap.stream.ProcessPoolExecutor", Killed)
+    monkeypatch.setattr(PhantomStream, "_simulated", lambda self, case_id: None)
+    stream = PhantomStream(config("phantom.workers=1"))
+    *some, last = stream.ids[1:5]
+    for id in some:
+        stream.expect([id])
+        stream.load(id)
+    stream.expect([last])
+    with pytest.raises(ClusterError, match=r"killed 4 times in a row \(killed\); .*lower phantom.workers"):
+        stream.load(last)
 
 
 def test_processes_that_train_together_share_the_cores_that_simulate(monkeypatch: pytest.MonkeyPatch) -> None:

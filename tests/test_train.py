@@ -28,6 +28,7 @@ from made_up_training import (
 
 from medmap import criterion, train
 from medmap.checkpoint import load_network
+from medmap.cli.jobs import STOPPED, Job, checked
 from medmap.config import Config
 from medmap.core.labels import SCHEMES
 from medmap.core.modality import ModalitySet
@@ -178,6 +179,30 @@ def test_resuming_a_finished_run_changes_nothing(store: Store, done: Callable[[s
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     fit(SETTINGS["fp32, adamw"], store, run, device="cpu", resume=True)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_resumed_run_learns_from_the_patients_it_was_begun_with(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list was edited meanwhile, or another folder has another list of that name: testers must not teach."""
+    run, mine, ids = tmp_path / "run", tmp_path / "mine.json", list(store.ids)
+    monkeypatch.chdir(tmp_path)
+    mine.write_text(json.dumps({"train": ids[:2], "test": ids[2:]}), encoding="utf-8")
+    short = config(align="none", train__steps=2, data__split="mine.json")
+    with pytest.raises(Interrupted):
+        fit(short, store, run, device="cpu", on_row=interrupt_at("train", 1))
+    mine.write_text(json.dumps({"train": ids[2:], "test": ids[:2]}), encoding="utf-8")
+    taught: list[str] = []
+    original = train.training_batch
+
+    def heard(cases: Patients, *rest: Any) -> Any:
+        taught.extend(cases.ids)
+        return original(cases, *rest)
+
+    monkeypatch.setattr(train, "training_batch", heard)
+    fit(short, store, run, device="cpu", resume=True)
+    assert set(taught) == set(ids[:2])
+    assert checked(Job(short, run, STOPPED), store).to_dict() == json.loads((run / "splits.json").read_text())
 
 
 def test_a_run_that_was_never_begun_cannot_be_resumed(store: Store, tmp_path: Path) -> None:

@@ -176,12 +176,19 @@ def same_data(run: Path, store: Source) -> None:
         )
 
 
-def checked(config: Config, store: Source) -> Split:
-    """The division of the data. Raises InputError or ConfigError for what training would stumble over."""
-    from medmap.data.splits import choose_split
+def checked(job: Job, store: Source) -> Split:
+    """The division of the data; of a run that goes on, its own.
 
+    Raises InputError or ConfigError for what training would stumble over.
+    """
+    from medmap.data.splits import begun_split, choose_split
+    from medmap.run import SPLITS
+
+    config = job.config
     if store.scheme is None:
         raise InputError(f"{store.path}: the data have no segmentations; training needs them")
     if config.data.modalities is not None:
         store.modalities.pick(config.data.modalities)
+    if job.state in (STOPPED, FINISHED):
+        return begun_split(job.run / SPLITS, store.roster())
     return choose_split(config.data, store)

@@ -117,7 +117,7 @@ def train(
     for job in jobs:
         if job.state in (STOPPED, FINISHED):
             same_data(job.run, store)
-    splits = [checked(job.config, store) for job in jobs]
+    splits = [checked(job, store) for job in jobs]
     if json and dry_run:
         console.answer_json({"dry_run": True, "runs": [_plain(j, s) for j, s in zip(jobs, splits, strict=True)]})
         return

@@ -21,6 +21,7 @@ MISSED_HD95_MM = 374.0
 COUNTED_ABOVE_MM3 = 50
 MERGE_STEPS = 3
 SAME_SPACING_MM = 1e-3
+SLACK_MM = 1e-6
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def lesion_scores(pair: MaskPair) -> LesionScores:
 def on_1mm_grid(pair: MaskPair) -> MaskPair:
     """Both masks by nearest neighbour on voxels of 1 mm over the same box; unchanged where they are 1 mm already.
 
-    Exact where the spacing is a whole number of mm: every voxel becomes a block.
+    The lattice is centred on the truth's own box (the prediction's where there is no truth): what the lesions are does
+    not depend on what was predicted. Exact where the spacing is a whole number of mm: every voxel becomes a block.
 
     >>> pair = crop_pair(*np.ones((2, 1, 1, 1), dtype=bool), (2.0, 3.0, 1.0))
     >>> on_1mm_grid(pair).truth.shape
@@ -107,17 +109,25 @@ def on_1mm_grid(pair: MaskPair) -> MaskPair:
     """
     if all(abs(length - 1.0) <= SAME_SPACING_MM for length in pair.spacing_mm):
         return MaskPair(pair.prediction, pair.truth, (1.0, 1.0, 1.0))
-    sources = [_nearest(n, mm) for n, mm in zip(pair.truth.shape, pair.spacing_mm, strict=True)]
-    chosen = np.ix_(*sources)
+    own = bounding_box(pair.truth) or bounding_box(pair.prediction)
+    if own is None:
+        return MaskPair(pair.prediction, pair.truth, (1.0, 1.0, 1.0))
+    axes = zip(pair.truth.shape, own.start, own.stop, pair.spacing_mm, strict=True)
+    chosen = np.ix_(*(_nearest(*axis) for axis in axes))
     return MaskPair(pair.prediction[chosen], pair.truth[chosen], (1.0, 1.0, 1.0))
 
 
-def _nearest(voxels: int, length_mm: float) -> NDArray[np.int64]:
-    # Cells, not sample points: the 1 mm voxels fill the same extent, centred on it, so that a flip changes nothing.
-    extent_mm = voxels * length_mm
-    count = max(1, round(extent_mm)) if voxels else 0
-    centres_mm = np.arange(count) + 0.5 + (extent_mm - count) / 2
-    indices: NDArray[np.int64] = np.floor(centres_mm / length_mm).clip(0, max(voxels - 1, 0)).astype(np.int64)
+def _nearest(voxels: int, start: int, stop: int, length_mm: float) -> NDArray[np.int64]:
+    """Of every 1 mm cell on an axis of some voxels, the voxel it takes its value from.
+
+    Cells, not sample points: they fill the extent of the voxels from start to stop, centred on it, so that a flip
+    changes nothing, and go on over the others as far as their centres lie there.
+    """
+    extent_mm, end_mm = (stop - start) * length_mm, voxels * length_mm
+    first_mm = start * length_mm + 0.5 + (extent_mm - max(1, round(extent_mm))) / 2
+    low, high = np.ceil(-first_mm - SLACK_MM), np.floor(end_mm - first_mm + SLACK_MM)
+    centres_mm = first_mm + np.arange(low, high + 1)
+    indices: NDArray[np.int64] = np.floor(centres_mm / length_mm).clip(0, voxels - 1).astype(np.int64)
     return indices
 
 

@@ -141,8 +141,11 @@ def drop_small(mask: NDArray[np.bool_], spacing_mm: Spacing, min_ml: float) -> N
 def postprocess(
     classes: NDArray[np.uint8], scheme: LabelScheme, spacing_mm: Sequence[float], et_min_ml: float
 ) -> NDArray[np.uint8]:
-    """A class map in which an enhancing tumour below ``et_min_ml`` ml has become necrotic core (TC stays as it is)."""
-    if "et" not in scheme.classes or et_min_ml <= 0:
+    """A class map in which an enhancing tumour below ``et_min_ml`` ml has become necrotic core (TC stays as it is).
+
+    Labels that do not tell the two apart are returned as they are: there is nothing that the voxels could become.
+    """
+    if not {"et", "ncr"} <= set(scheme.classes) or et_min_ml <= 0:
         return classes
     et = classes == scheme.classes.index("et")
     if not et.any() or drop_small(et, spacing_mm, et_min_ml).any():

@@ -10,7 +10,8 @@ head, several acquisitions. And the background, where a z-scored image is exactl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import product
 from math import ceil, cos, radians, sin
 
@@ -30,16 +31,23 @@ Step = tuple[Callable[..., Tensor], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Placement:
-    """How one sample lies in its patch: turned, then scaled about the centre, then mirrored.
+    """How one sample lies in its patch: turned in mm, then scaled about the centre, then mirrored.
 
     rotation_deg: about the first, then the second, then the third axis; positive turns axis 1 → 2, 2 → 0, 0 → 1
     scale:        above 1 the anatomy grows
     flip:         per axis
+    spacing_mm:   edges of a voxel, of which only the ratios count
     """
 
     rotation_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
     scale: float = 1.0
     flip: tuple[bool, bool, bool] = (False, False, False)
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    @property
+    def edges(self) -> tuple[float, ...]:
+        """Edges of a voxel over the first one, to a thousandth: cubes stay cubes where a header rounds."""
+        return tuple(round(mm / self.spacing_mm[0], 3) for mm in self.spacing_mm)
 
     @property
     def interpolates(self) -> bool:
@@ -47,12 +55,13 @@ class Placement:
         return any(self.rotation_deg) or self.scale != 1
 
     def to_source(self) -> Float[Tensor, "3 3"]:
-        """Offset from the patch's centre → offset from the source's centre, in voxels, before the flips: Rᵀ / scale."""
+        """Offset from the patch's centre → the source's, voxels, before flips: S⁻¹ Rᵀ S / scale, S = diag(edges)."""
         (cx, sx), (cy, sy), (cz, sz) = ((cos(radians(a)), sin(radians(a))) for a in self.rotation_deg)
         about_x = torch.tensor([[1, 0, 0], [0, cx, -sx], [0, sx, cx]], dtype=torch.float64)
         about_y = torch.tensor([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]], dtype=torch.float64)
         about_z = torch.tensor([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]], dtype=torch.float64)
-        return (about_z @ about_y @ about_x).T / self.scale
+        edges = torch.tensor(self.edges, dtype=torch.float64)
+        return (about_z @ about_y @ about_x).T * edges / edges[:, None] / self.scale
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,10 @@ class Draw:
         """What will happen to some of the samples."""
         return Draw(self.placements[rows], self.scans[rows])
 
+    def on(self, spacing_mm: tuple[float, float, float]) -> Draw:
+        """The same on voxels of such edges."""
+        return replace(self, placements=tuple(replace(p, spacing_mm=spacing_mm) for p in self.placements))
+
 
 def augment(
     images: Float[Tensor, "B M X Y Z"],
@@ -77,7 +90,7 @@ def augment(
 ) -> tuple[Float[Tensor, "B M x y z"], Int[Tensor, "B x y z"]]:
     """Random training patches out of crops.
 
-    images:    z-scored, background exactly 0, isotropic voxels
+    images:    z-scored, background exactly 0, cubic voxels
     target:    class indices, 0 = background
     seen:      an image that is not seen comes out as zeros and has no influence
     generator: on the CPU. The same state gives the same result (bit for bit on a CPU), and the numbers taken from it
@@ -130,14 +143,8 @@ def apply_draw(
             placed, new_target[b] = place(images[b, there], target[b], what.placements[b], size)
             new_images[b] = 0
             for image, m in zip(placed, there, strict=True):
-                new_images[b, m] = _chain(image, what.scans[b][m])
+                new_images[b, m] = reduce(lambda x, step: step[0](x, *step[1]), what.scans[b][m], image)
     return new_images, new_target
-
-
-def _chain(image: Volume, steps: Iterable[Step]) -> Volume:
-    for change, parameters in steps:
-        image = change(image, *parameters)
-    return image
 
 
 # --- what is drawn -----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from medmap.config import SUBSETS, Config, SamplingConfig, TrainConfig
 from medmap.core.box import Box
 from medmap.core.case import Batch, Prepared
 from medmap.core.modality import ModalitySet
-from medmap.data.augment import apply_draw, draw
+from medmap.data.augment import Placement, apply_draw, draw, source_size
 from medmap.data.source import Source
 from medmap.errors import ConfigError, InputError
 
@@ -41,8 +42,15 @@ def cases_of_step(count: int, batch_size: int, seed: int, step: int) -> list[int
     [0, 1, 2, 3, 4, 5]
     """
     positions = range(step * batch_size, (step + 1) * batch_size)
-    order = {p // count: random_stream(seed, ORDER, p // count).permutation(count) for p in positions}
-    return [int(order[p // count][p % count]) for p in positions]
+    return [int(_order(count, seed, p // count)[p % count]) for p in positions]
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The permutation of an epoch, for its many steps and whoever looks ahead of them."""
+    order = random_stream(seed, ORDER, epoch).permutation(count)
+    order.flags.writeable = False
+    return order
 
 
 def draw_crop(prepared: Prepared, config: TrainConfig, generator: np.random.Generator) -> Box:
@@ -124,9 +132,10 @@ def training_batch(
         each = []
         for row, (case, window) in enumerate(zip(chosen[rows], windows[rows], strict=True)):
             this = slice(row, row + 1)
-            wider = _with_margin(window) if what.placements[row].interpolates else window
+            mine = what.of(this).on(case.grid.spacing_mm)
+            wider = _with_margin(window, mine.placements[0]) if mine.placements[0].interpolates else window
             crop = stack_windows([case], [wider], modalities, device, made[this])
-            each.append(apply_draw(*crop, torch.from_numpy(made[this]), what.of(this), train.patch))
+            each.append(apply_draw(*crop, torch.from_numpy(made[this]), mine, train.patch))
         images, target = (torch.cat(parts) for parts in zip(*each, strict=True))
     else:
         images, target = stack_windows(chosen[rows], windows[rows], modalities, device, made)
@@ -273,8 +282,11 @@ def _one_of(sizes: NDArray[np.int64], config: SamplingConfig, generator: np.rand
     return int(generator.integers(sizes.size))
 
 
-def _with_margin(patch: Box) -> Box:
-    """About the same middle, so that what is turned or made smaller has something to come from."""
+def _with_margin(patch: Box, placement: Placement) -> Box:
+    """About the same middle, so that what is turned or made smaller has something to come from: of flat voxels all that
+    it takes, as an axis of few voxels a slice is turned into one of many."""
     size = [int(np.ceil(n * MARGIN / 2) * 2) for n in patch.shape]
+    if len(set(placement.edges)) > 1:
+        size = [max(pair) for pair in zip(size, source_size(patch.shape, [placement]), strict=True)]
     x, y, z = ((a + b) // 2 - n // 2 for a, b, n in zip(patch.start, patch.stop, size, strict=True))
     return Box((x, y, z), (x + size[0], y + size[1], z + size[2]))

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -156,6 +156,18 @@ def own_split(file: Path, roster: Sequence[tuple[str, str, str | None]]) -> Spli
         )
     rest = tuple(sorted(set(patient_of) - set(named)))
     return Split(file.stem, **parts, sha256=sha256_of(*parts.values()), unlisted=rest)
+
+
+def begun_split(file: Path, roster: Sequence[tuple[str, str, str | None]]) -> Split:
+    """The division that a run was begun with, from the ``splits.json`` it left: whatever has become of the file or the
+    draw it came from, who tests this run stays who tests it.
+
+    Raises InputError as `own_split` does.
+    """
+    split = own_split(file, roster)
+    found = json.loads(file.read_text(encoding="utf-8"))
+    names = {key: tuple(found.get(key, ())) for key in ("absent", "unlisted")}
+    return replace(split, name=str(found.get("name", split.name)), sha256=found.get("sha256", split.sha256), **names)
 
 
 def choose_split(config: DataConfig, source: Source) -> Split:

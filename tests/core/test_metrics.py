@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from medmap.core.lesions import lesion_wise, on_1mm_grid
+from medmap.core.lesions import lesion_scores, lesion_wise, on_1mm_grid
 from medmap.core.metrics import (
     CONVENTIONS,
     METRICS,
@@ -418,6 +418,24 @@ def test_the_1_mm_grid_is_centred_on_the_box_so_that_a_flip_changes_nothing() ->
         prediction[at] = True
         found = on_1mm_grid(crop_pair(prediction, truth, (0.85, 1.0, 1.0))).prediction
         assert "".join(str(int(v)) for v in found.ravel()) == expected
+
+
+@pytest.mark.parametrize("mm", [0.5, 0.9, 1.2, 1.5, 2.0])
+def test_what_the_lesions_are_does_not_depend_on_what_was_predicted(mm: float) -> None:
+    """The larger one is scored or is not, and has so many voxels of 1 mm, wherever a prediction begins and ends."""
+    size = round(4 / mm)
+    truth = scene((40, 40, 40), cube(15, 15, 15, size), cube(25, 25, 25, size + 2))
+    found, flipped = set(), set()
+    for before, after in product(range(4), repeat=2):
+        prediction = truth | scene((40, 40, 40), (slice(15 - before, 15), slice(15, 16), slice(15, 16)))
+        prediction[28 + size, 20, 20 : 20 + after] = True
+        pair = crop_pair(prediction, truth, (mm, mm, mm))
+        scores = lesion_scores(pair)
+        found.add((int(on_1mm_grid(pair).truth.sum()), scores.counted, scores.ignored))
+        flip = lesion_wise(prediction[::-1, ::-1], truth[::-1, ::-1], (mm, mm, mm))
+        flipped.add((scores.counted, scores.ignored) == (flip.counted, flip.ignored))
+    assert len(found) == 1
+    assert flipped == {True}
 
 
 # --- a real patient

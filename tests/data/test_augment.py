@@ -285,6 +285,28 @@ def test_labels_move_with_images_and_no_label_is_invented(turn, scale, flip, see
     assert clear.float().mean() > 0.9
 
 
+@pytest.mark.parametrize("turn", [(45.0, 0.0, 0.0), (0.0, 30.0, 0.0), (20.0, -30.0, 10.0)])
+@pytest.mark.parametrize("spacing_mm", [(4.0, 4.0, 8.0), (1.0, 3.0, 2.0)])
+def test_anatomy_is_turned_in_mm_and_not_in_voxels(turn, spacing_mm):
+    """A ball is round however it is turned, and however flat the voxels are."""
+    radius_mm = 12 * max(spacing_mm)
+    shape = [int(2 * radius_mm / mm) + 5 for mm in spacing_mm]
+    axes = [(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(shape, spacing_mm, strict=True)]
+    ball = sum(x**2 for x in np.meshgrid(*axes, indexing="ij")) <= radius_mm**2
+    target = torch.from_numpy(ball.astype(np.int64))
+    _, turned = place(target[None].float(), target, Placement(turn, spacing_mm=spacing_mm), tuple(shape))
+    assert (turned != target).sum() < 0.05 * target.sum()  # of its surface, half a voxel
+    _, distorted = place(target[None].float(), target, Placement(turn), tuple(shape))
+    assert (distorted != target).sum() > 0.3 * target.sum()
+
+
+def test_cubes_are_turned_as_they_are_whatever_their_size():
+    turn = (20.0, -30.0, 10.0)
+    for edge in (0.7, 1.2, 3.0):
+        cubes = Placement(turn, 1.3, spacing_mm=(edge, edge * 1.0000001, edge))
+        assert torch.equal(cubes.to_source(), Placement(turn, 1.3).to_source())
+
+
 def test_outside_the_crop_lies_background():
     images, target = torch.ones(1, 16, 16, 16), torch.ones(16, 16, 16, dtype=torch.long)
     new, labels = place(images, target, Placement(scale=0.5), (16, 16, 16))
@@ -295,10 +317,15 @@ def test_outside_the_crop_lies_background():
     assert new[0][~inside & (radius(16) > 8)].abs().max() == 0
 
 
-@given(turn=angles, scale=scales, size=st.tuples(*[st.integers(1, 14)] * 3))
+@given(
+    turn=angles,
+    scale=scales,
+    size=st.tuples(*[st.integers(1, 14)] * 3),
+    spacing_mm=st.sampled_from([(1.0, 1.0, 1.0), (1.0, 1.0, 2.5), (0.8, 2.0, 1.0)]),
+)
 @settings(max_examples=25, deadline=None)
-def test_a_crop_of_source_size_leaves_no_empty_corner(turn, scale, size):
-    placement = Placement(turn, scale)
+def test_a_crop_of_source_size_leaves_no_empty_corner(turn, scale, size, spacing_mm):
+    placement = Placement(turn, scale, spacing_mm=spacing_mm)
     source = source_size(size, [placement])
     assert all((full - x) % 2 == 0 and full >= x for full, x in zip(source, size, strict=True))
     image, labels = place(torch.ones(1, *source), torch.ones(source, dtype=torch.long), placement, size)

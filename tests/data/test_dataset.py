@@ -18,12 +18,15 @@ from medmap.core.box import Box, Boxed, Index3
 from medmap.core.case import Batch, Grid, Prepared
 from medmap.core.labels import SCHEMES
 from medmap.core.modality import GLIOMA_MRI, ModalitySet
+from medmap.data import dataset
 from medmap.data.dataset import (
     Patients,
+    _order,
     answers_asked,
     cases_of_step,
     draw_crop,
     draw_kept,
+    random_stream,
     stack_windows,
     training_batch,
 )
@@ -77,6 +80,18 @@ def test_every_epoch_holds_every_case_once(count: int, batch: int, seed: int, ep
     assert len(drawn) == steps * batch
     for epoch in range(epochs):
         assert sorted(drawn[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+def test_an_epochs_order_is_drawn_once_for_all_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    _order.cache_clear()
+    drawn: list[int] = []
+    monkeypatch.setattr(dataset, "random_stream", lambda *of: drawn.append(of[2]) or random_stream(*of))
+    for step in range(7):
+        for ahead in range(2):
+            cases_of_step(10, 2, 0, step + ahead)
+    assert drawn == [0, 1]
+    with pytest.raises(ValueError, match="read-only"):
+        _order(10, 0, 0)[0] = 3
 
 
 def test_every_epoch_and_every_seed_has_its_own_order() -> None:
@@ -251,6 +266,23 @@ def test_a_batch_is_a_function_of_seed_and_step(prepared: list[Prepared], augmen
         assert not torch.equal(other.images, reference.images)
         assert not torch.equal(other.target, reference.target)
     assert len({tuple(map(tuple, batch(7, step).kept.tolist())) for step in range(4)}) > 1
+
+
+def test_flat_voxels_are_turned_in_mm_and_leave_no_empty_corner() -> None:
+    """The patch comes from the middle of a brain that is larger than whatever it takes."""
+    shape, spacing_mm = (96, 96, 96), (2.0, 2.0, 6.0)
+    labels = np.zeros(shape, np.uint8)
+    labels[48, 48, 48] = 1
+    grid = Grid(shape, np.diag([*spacing_mm, 1.0]))
+    brain = Boxed(np.ones(shape, np.float16), Box((0, 0, 0), shape))
+    patient = Prepared("p", grid, grid, {"t2f": brain}, Boxed.tight(labels))
+    turned = {"p_rotation": 1.0, "rotation_deg": [-45.0, 45.0], "p_scaling": 0.0}
+    still = {key: 0.0 for key in type(config().augment).model_fields if key.startswith("p_")}
+    settings = config(augment=still | turned, train={"patch": [16, 16, 16], "foreground": 1.0})
+    for step in range(5):
+        images = training_batch([patient], ModalitySet(("t2f",)), settings, step, CPU).images
+        empty = (images == 0).float().mean()
+        assert empty == 0, f"step {step}: {empty:.0%} of the patch came from nowhere"
 
 
 @pytest.mark.parametrize("augmented", [True, False])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medmap.data import splits
-from medmap.data.splits import kfold, own_split, published, published_names, sha256_of
+from medmap.data.splits import Split, begun_split, kfold, own_split, published, published_names, sha256_of
 from medmap.errors import InputError
 
 COUNTS = {
@@ -177,6 +177,18 @@ def test_a_list_of_ones_own_is_taken_as_it_stands(tmp_path):
     assert split.sha256 == sha256_of(["b1", "b2"], [], ["a"])
     file.write_text(json.dumps(split.to_dict()))  # as a run folder keeps it
     assert own_split(file, ROSTER) == split
+
+
+def test_a_run_keeps_its_own_division_whatever_it_came_from(tmp_path):
+    """A published list keeps the hash of the whole list, and the cases of it that the data lack."""
+    for split in (
+        kfold(ROSTER, folds=2, fold=1, seed=0),
+        Split("listed", ("a",), ("c",), ("d",), "0f" * 32, absent=("x",), unlisted=("b1", "b2")),
+    ):
+        (tmp_path / "splits.json").write_text(json.dumps(split.to_dict()))
+        assert begun_split(tmp_path / "splits.json", ROSTER) == split
+    with pytest.raises(InputError, match="names a, c, d, which the data do not hold"):
+        begun_split(tmp_path / "splits.json", ROSTER[1:3])
 
 
 @pytest.mark.parametrize(
