@@ -24,11 +24,12 @@ from medmap.config import AlignConfig, ModelConfig
 from medmap.core.case import Prepared
 from medmap.core.memory import keep_freed_memory
 from medmap.core.modality import ModalitySet
+from medmap.counted import Counted
 from medmap.data.layouts import recognise
 from medmap.data.preprocess import prepare_case
 from medmap.data.store import Store, write_store
 from medmap.evaluate import evaluate_cases
-from medmap.inference import _Counted, answer_subsets
+from medmap.inference import answer_subsets
 from medmap.models.blocks import placed
 from medmap.phantom import Settings, simulate, write_phantoms
 from medmap.predict import Predictor
@@ -117,7 +118,7 @@ def _slope(sizes: Sequence[int], values: Sequence[float]) -> float:
 
 def _counted(work: Callable[[], object]) -> float:
     """GB of tensors that live at a time."""
-    with _Counted() as counted:
+    with Counted() as counted:
         work()
     return counted.most / 1e9
 
