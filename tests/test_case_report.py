@@ -349,6 +349,18 @@ def test_command_makes_a_page(mask: Path) -> None:
     assert json.loads(answer.stdout) == {"report": str(mask.with_name("seg.html"))}
 
 
+def test_command_never_writes_a_page_over_a_mask_or_an_image(mask: Path) -> None:
+    for name in (mask.name, f"../{PATIENT}-t2f.nii.gz"):
+        place = mask.parent / name
+        before = place.read_bytes()
+        answer = CliRunner().invoke(app, ["report", str(mask), "-o", str(place)])
+        assert answer.exit_code == 1
+        assert "pages are written as .html (or .htm); give it such a name" in answer.output
+        with pytest.raises(InputError, match=r"pages are written as \.html"):
+            case_report(mask, place)
+        assert place.read_bytes() == before
+
+
 def test_command_knows_what_anonymous_is_for(tiny_run: Path) -> None:
     answer = CliRunner().invoke(app, ["report", str(tiny_run), "--anonymous"])
     assert answer.exit_code == 2

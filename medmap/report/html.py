@@ -35,8 +35,16 @@ def part(name: str) -> Markup:
     return Markup(resources.files("medmap.report").joinpath(name).read_text(encoding="utf-8"))
 
 
+def page_name(out: Path) -> None:
+    """Raises InputError unless ``out`` can be the name of a page: it must take the place of no mask or image."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{out}: pages are written as .html (or .htm); give it such a name, -o {out}.html")
+
+
 def write_page(page: str, out: Path) -> Path:
-    """Write a page, whole or not at all; returns ``out``. Raises InputError where it cannot be written."""
+    """Write a page, whole or not at all; returns ``out``. Raises InputError where it cannot be written, or is no name
+    of a page."""
+    page_name(out)
     fresh = out.with_name(f".{out.name}.part")
     try:
         fresh.write_text(page, encoding="utf-8")
