@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from filecmp import cmp
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -17,7 +18,7 @@ from medmap.core.labels import SCHEMES, LabelScheme, scheme_named
 from medmap.core.modality import ModalitySet
 from medmap.data.nifti import sha256
 from medmap.errors import InputError
-from medmap.run import CARD, checkpoint_folder, find_runs, read_card, steps_done
+from medmap.run import CARD, CHECKPOINTS, checkpoint_folder, find_runs, read_card, steps_done
 
 DEFAULT_LABELS = "brats2023"
 CARD_JSON, CARD_TEXT, CARD_PICTURE = "card.json", "card.md", "card.png"
@@ -51,13 +52,20 @@ class ModelFolder:
     @property
     def about(self) -> str:
         """What a reader of a mask should know of the model; empty where it is the reader's own, and trained."""
-        if self.path == SHIPPED:
+        if self.shipped:
             return ABOUT_SHIPPED
         for run in self.runs:
             done, steps = steps_done(run) or (0, 0)
             if done < steps:
                 return f"{run} stopped at step {done} of {steps}; go on with `medmap train --resume {run}`"
         return ""
+
+    @cached_property
+    def shipped(self) -> bool:
+        """Whether these are the weights that come with medmap, wherever the folder lies."""
+        ours = SHIPPED / CHECKPOINTS / "best" / "model.safetensors"
+        same = (ours.is_file() and file.is_file() and cmp(file, ours, shallow=False) for file in self.weights)
+        return self.path == SHIPPED or all(same)
 
     @cached_property
     def weights_sha256(self) -> dict[str, str]:
@@ -87,7 +95,7 @@ class ModelFolder:
         except (OSError, ValueError):
             return None
         rows = {r["region"]: r for r in summary["rows"] if r["subset"] == used and r["metric"] == "dice"}
-        if not rows or not self._measured(summary):
+        if not rows or not self.measured(summary):
             return None
         kept = ("mean", "low", "high", "n", "p10", "p90")
         dice = {
@@ -97,7 +105,7 @@ class ModelFolder:
         }
         return {"measured_on": summary.get("evaluated", ""), "sequences": used, "dice": dice}
 
-    def _measured(self, summary: Mapping[str, Any]) -> bool:
+    def measured(self, summary: Mapping[str, Any]) -> bool:
         """Whether a summary is of these weights: the card beside it has their hashes; without one, names must do."""
         try:
             card = json.loads((self.path / CARD_JSON).read_text(encoding="utf-8"))

@@ -18,9 +18,11 @@ import torch
 from made_up_calls import answer, fails, works
 from made_up_sizes import MICRO
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 
 from medmap.align import AlignedSegmenter, build_segmenter
-from medmap.card import SHIPPED, read_model
+from medmap.card import ABOUT_SHIPPED, SHIPPED, read_model
+from medmap.confidence import read_confidence
 from medmap.config import AlignConfig, ModelConfig
 from medmap.core.modality import ModalitySet
 from medmap.data.nifti import read_labels
@@ -224,6 +226,24 @@ def test_what_comes_with_medmap_keeps_its_words_and_its_licence(tmp_path: Path) 
     assert "Apache-2.0" in (tmp_path / "model" / "LICENSE").read_text()
     expected = read_model().expected("t1c+t2f", clean=True)
     assert read_model(tmp_path / "model").expected("t1c+t2f", clean=True) == expected
+    assert read_model(tmp_path / "model").about == ABOUT_SHIPPED
+    assert read_confidence(read_model(tmp_path / "model")) == read_confidence(read_model())
+    works("export", tmp_path / "model", "--to", "folder", "-o", tmp_path / "again")
+    assert "Apache-2.0" in (tmp_path / "again" / "LICENSE").read_text()
+    assert (tmp_path / "again" / "confidence.json").is_file()
+
+
+def test_measurements_of_other_weights_stay_behind(tmp_path: Path) -> None:
+    shutil.copytree(SHIPPED, tmp_path / "run")
+    weights = tmp_path / "run" / "checkpoints" / "best" / "model.safetensors"
+    save_file({name: 2 * value for name, value in load_file(weights).items()}, weights)
+    works("export", tmp_path / "run", "--to", "folder", "-o", tmp_path / "model")
+    assert not {"card.json", "card.md", "card.png", "summary.json", "confidence.json"} & {
+        file.name for file in (tmp_path / "model").iterdir()
+    }
+    said = (tmp_path / "model" / "README.md").read_text()
+    assert "Nobody has measured these weights on held-out patients." in said
+    assert "the model that comes with medmap" not in said
 
 
 def test_without_a_licence_it_says_so(tiny_run: Path, tmp_path: Path) -> None:
