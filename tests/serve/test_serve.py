@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from medmap.cli import app as cli
 from medmap.cli import console
+from medmap.errors import InputError
 from medmap.serve import uploads
 from medmap.serve.app import PARTS
 from medmap.serve.guard import CSP, MOST_BODY_BYTES
@@ -160,14 +162,27 @@ def test_nothing_stays_whatever_goes_wrong(
     assert list(tmp_path.rglob("*.nii.gz")) == []
 
 
-def bomb(shape: tuple[int, int, int], more: int) -> bytes:
+def bomb(shape: tuple[int, int, int], more: int, offset: int = 352) -> bytes:
     """A NIfTI file that unpacks to more than its header says, or that says too much."""
     header = nib.Nifti1Header()
     header.set_data_shape(shape)
     header.set_data_dtype(np.uint8)
-    header["vox_offset"], header["magic"] = 352, b"n+1"
+    header["vox_offset"], header["magic"] = offset, b"n+1"
     header.set_sform(np.eye(4), 1)
-    return gzip.compress(header.binaryblock + bytes(4) + bytes(more), 1)
+    length = (offset - 352).to_bytes(4, "little")
+    extended = bytes([1, 0, 0, 0]) + length + bytes(4) if offset > 352 else bytes(4)
+    return gzip.compress(header.binaryblock + extended + bytes(more), 1)
+
+
+def test_a_small_file_never_takes_much_memory(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "upload").write_bytes(bomb((8, 8, 8), 2**27, offset=2**27))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"voxels begin at byte 134217728, at most 1,048,576 is taken"):
+        taken_in(tmp_path / "upload", "x.nii.gz", tmp_path / "files")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**23
 
 
 def test_bad_files_are_refused_and_not_kept(page: Page, files: dict[str, Path]) -> None:
@@ -179,6 +194,7 @@ def test_bad_files_are_refused_and_not_kept(page: Page, files: dict[str, Path]) 
         "cut.nii.gz": (good[: len(good) // 2], "damaged or cut off"),
         "broken.nii.gz": (good[:2000] + bytes(100) + good[2100:], "broken.nii.gz: "),
         "bomb.nii.gz": (bomb((8, 8, 8), 2**26), "unpacks to more than the 8×8×8 voxels of its header"),
+        "far.nii": (gzip.decompress(bomb((8, 8, 8), 2**22, offset=2**21)), "voxels begin at byte 2097152"),
         "huge.nii.gz": (bomb((30000, 30000, 30000), 8), "at most 134,217,728 are taken"),
     }
     for name, (content, words) in cases.items():
