@@ -206,6 +206,7 @@ def held_elsewhere(confidence: Confidence, scores: Sequence[Score]) -> dict[str,
 # ---- about one mask ----------------------------------------------------------------------------------------------
 
 LIGHTS = ("green", "amber", "red")
+NOTHING = dict.fromkeys(("dice", "low", "high", "light"))
 
 
 def light(predicted: float, low: float) -> str:
@@ -247,12 +248,11 @@ class Confidence:
 
     def _verdict(self, region: str, used: str, evidence: Evidence) -> dict[str, Any]:
         seen = {name: _number(getattr(evidence, name)) for name in FEATURES}
-        nothing = dict.fromkeys(("dice", "low", "high", "light"))
         if not evidence.volume_ml:
-            return {**nothing, **seen, "why": "the mask is empty, which has no soft Dice"}
+            return {**NOTHING, **seen, "why": "the mask is empty on the model's grid, so it has no soft Dice"}
         fitted, reach = self.fits.get(region, (None, np.nan))
         if fitted is None or used not in fitted.spreads:
-            return {**nothing, **seen, "why": f"fewer than {LEAST_PATIENTS} held-out patients had it from {used}"}
+            return {**NOTHING, **seen, "why": f"fewer than {LEAST_PATIENTS} held-out patients had it from {used}"}
         features = np.array([[getattr(evidence, name) for name in FEATURES]])
         middle = fitted.predict(features, [used])
         predicted, low, high = (float(x[0]) for x in _within(middle, reach * fitted.spread([used])))
