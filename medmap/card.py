@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from filecmp import cmp
 from functools import cached_property
-from math import prod
+from math import isnan, prod
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +126,8 @@ class ModelFolder:
                 "run `medmap evaluate` first, or leave --abstain out"
             )
         low = {
-            region: f"a mean Dice of {_percent(row['mean'])} % for {region} from {used} on held-out cases, "
-            f"{100 * least:.0f} % was asked for"
+            region: f"a mean Dice of {percent(row['mean'], least)} % for {region} from {used} on held-out cases, "
+            f"{100 * least:g} % was asked for"
             for region, row in expected["dice"].items()
             if row["mean"] is None or row["mean"] < least
         }
@@ -153,14 +153,35 @@ def expectation(expected: Mapping[str, Any]) -> Iterator[str]:
     cases = max(row["n"] for row in rows.values())
     yield f"expect, from {expected['sequences']}, Dice in % as on {cases} held-out cases ({expected['measured_on']}):"
     for region, row in rows.items():
-        mean, low, high, p10, p90 = (_percent(row.get(key)) for key in ("mean", "low", "high", "p10", "p90"))
+        mean, low, high, p10, p90 = (percent(row.get(key)) for key in ("mean", "low", "high", "p10", "p90"))
         spread = "" if row.get("p10") is None else f", 8 of 10 cases between {p10} and {p90}"
         known = row["mean"] is not None and row["mean"] >= GOOD_DICE
         yield f"  {region:3} {mean} [{low}, {high}]{spread}" + ("" if known else f": do not use {region} for volumetry")
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.0f}"
+def percent(value: float | None, least: float = GOOD_DICE) -> str:
+    """A Dice in % beside a verdict on it: so many decimals that the eye, too, sees on which side of ``least`` it is.
+
+    >>> percent(0.714), percent(0.6962), percent(0.69996), percent(None)
+    ('71', '69.6', '69.996', '–')
+    """
+    return _seen(value, least, 100, 0)
+
+
+def fraction(value: float | None, least: float = GOOD_DICE) -> str:
+    """The same from 0 to 1.
+
+    >>> fraction(0.714), fraction(0.6962), fraction(None)
+    ('0.71', '0.696', '–')
+    """
+    return _seen(value, least, 1, 2)
+
+
+def _seen(value: float | None, least: float, scale: int, digits: int) -> str:
+    if value is None or isnan(value):
+        return "–"
+    texts = [f"{scale * value:z.{more}f}" for more in range(digits, 16)]
+    return next((text for text in texts if (float(text) >= scale * least) == (value >= least)), texts[-1])
 
 
 def choose_scheme(known: LabelScheme, asked: str | None = None) -> LabelScheme:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medmap.card import GOOD_DICE, ModelFolder
+from medmap.card import GOOD_DICE, ModelFolder, percent
 from medmap.core.conformal import Fit, Rows, conformal, others_mean, tried
 from medmap.core.stats import bootstrap_interval
 from medmap.core.temperature import (
@@ -256,8 +256,8 @@ class Confidence:
         features = np.array([[getattr(evidence, name) for name in FEATURES]])
         middle = fitted.predict(features, [used])
         predicted, low, high = (float(x[0]) for x in _within(middle, reach * fitted.spread([used])))
-        numbers = {"dice": _number(predicted), "low": _number(low), "high": _number(high)}
-        return {**numbers, "light": light(predicted, low), **seen, "why": None}
+        predicted, low, high = (round(number, 4) for number in (predicted, low, high))  # as told, so as judged
+        return {"dice": predicted, "low": low, "high": high, "light": light(predicted, low), **seen, "why": None}
 
 
 def confidence_text(found: Mapping[str, Any]) -> list[str]:
@@ -268,7 +268,7 @@ def confidence_text(found: Mapping[str, Any]) -> list[str]:
         if row["why"] is not None:
             lines.append(f"  {region:3} nothing can be said: {row['why']}")
             continue
-        middle, low, high = (f"{100 * row[key]:.0f}" for key in ("dice", "low", "high"))
+        middle, low, high = (percent(row[key]) for key in ("dice", "low", "high"))
         agree = "" if row["agreement"] is None else f"; subsets agree to {100 * row['agreement']:.0f}"
         lines.append(f"  {region:3} {row['light']}: {middle} [{low}, {high}]{agree}")
     return [*lines, *(f"  known to fail: {sentence}" for sentence in broken_promises(found))]

@@ -251,6 +251,18 @@ def test_the_text_says_numbers_or_why_not() -> None:
     assert lines[3].startswith("  ET  nothing can be said: ")
 
 
+@pytest.mark.parametrize(
+    ("intercept", "said"),
+    [(0.8962, "red: 69.6 [60, 80]"), (0.89998, "amber: 70 [60, 80]"), (0.99998, "green: 80 [70, 90]")],
+)
+def test_the_number_that_is_shown_is_the_one_that_was_judged(intercept: float, said: str) -> None:
+    """0.6962 is no 70 beside a red light; 0.69998 is told as 0.7, and judged as that."""
+    known = confidence_of()
+    fitted, reach = known.fits["WT"]
+    known = replace(known, fits={"WT": (replace(fitted, intercept=intercept, centre=(0.9, 0.9)), reach)})
+    assert f"WT  {said}" in confidence_text(known.about(witnesses_of(2), "t1c+t2f", clean=True))[1]
+
+
 def test_a_promise_that_is_known_to_fail_is_named_where_a_number_is_given() -> None:
     failed = {"WT": {"9 patients of elsewhere": 0.6}, "TC": {"9 patients of elsewhere": 0.1}}
     found = replace(confidence_of(), failed=failed).about(witnesses_of(2), "t1c+t2f", clean=True)

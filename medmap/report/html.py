@@ -14,19 +14,21 @@ import jinja2
 from markupsafe import Markup
 
 from medmap import __version__
+from medmap.card import fraction
 from medmap.errors import InputError
 from medmap.figures.style import label, number
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of this folder, filled in; ``version`` and the filters ``label`` and ``number`` are always there."""
+    """A template of this folder, filled in; ``version`` and the filters ``label``, ``number`` and ``dice`` are always
+    there."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("medmap.report", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters |= {"label": label, "number": number}
+    environment.filters |= {"label": label, "number": number, "dice": fraction}
     return environment.get_template(template).render(version=__version__, **values)
 
 

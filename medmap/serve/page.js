@@ -222,7 +222,7 @@ function show(found) {
     const volume = put(row, "td", "");
     put(volume, "b", region.ml.toFixed(1));
     put(volume, "small", "ml");
-    trusted(put(row, "td", ""), region.trust);
+    trusted(put(row, "td", ""), region);
     expected(put(row, "td", ""), region);
   }
   $("trusted").textContent = found.trust
@@ -239,21 +239,19 @@ function show(found) {
   put($("progress"), "span", `From ${found.subset.map(labelOf).join(", ")}${off.length ? `, without ${off.join(", ")}` : ""}; computed in ${found.seconds.toFixed(1)} s.`);
 }
 
-const percent = (value) => (value === null || value === undefined ? "–" : Math.round(100 * value));
-
-function trusted(cell, row) {
+function trusted(cell, { trust: row, predicted: [dice, low, high] }) {
   if (!row) return put(cell, "small", "not measured");
   if (row.why) return put(cell, "small", row.why, { class: "why" });
-  put(cell, "b", percent(row.dice));
-  put(cell, "small", `[${percent(row.low)}, ${percent(row.high)}]`);
+  put(cell, "b", dice);
+  put(cell, "small", `[${low}, ${high}]`);
   return put(put(cell, "small", ""), "span", row.light, { class: `light ${row.light}` });
 }
 
 function expected(cell, region) {
-  if (!region.dice) return put(cell, "small", "not measured");
-  const { mean, low, high } = region.dice;
-  put(cell, "b", percent(mean));
-  put(cell, "small", `[${percent(low)}, ${percent(high)}]`);
+  if (!region.expected.length) return put(cell, "small", "not measured");
+  const [mean, low, high] = region.expected;
+  put(cell, "b", mean);
+  put(cell, "small", `[${low}, ${high}]`);
   // It has its place also where it need not be said, so that nothing moves when a sequence is switched.
   const poor = put(cell, "small", `do not use ${region.name} for volumetry`, { class: "poor" });
   poor.style.visibility = region.good ? "hidden" : "visible";
