@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 
@@ -21,6 +22,7 @@ MOST_OFFSET_BYTES = 2**20
 """Voxels begin here at the latest: nibabel reads all that a header has before them."""
 _HEADER_BYTES = 540
 _SLACK_BYTES = 2**24
+_DICOM = ("pydicom", "dcm2niix", "highdicom")
 _LONGEST = 100
 """Bytes of a name: file systems count these, and take 255 with what is added to it."""
 
@@ -54,14 +56,20 @@ def kind_of(file: Path) -> str:
 def taken_in(file: Path, name: str, folder: Path) -> Path:
     """Move an upload into a folder under a name that says what it is; returns its place.
 
-    Raises InputError for what is neither NIfTI nor a zip file, for a header that cannot be read, for more voxels than
-    MOST_VOXELS, for voxels that begin far behind it, and for a file that unpacks to more than its header promises.
+    Raises InputError for what is neither NIfTI nor a zip file, for a zip file where DICOM cannot be read, for a header
+    that cannot be read, for more voxels than MOST_VOXELS, for voxels that begin far behind it, and for a file that
+    unpacks to more than its header promises.
     """
     shown, kind = safe_name(name), kind_of(file)
     if not kind:
         raise InputError(
             f"{shown}: neither NIfTI nor a zip file, by its content; expected NIfTI (.nii, .nii.gz), or a DICOM study "
             "as one .zip"
+        )
+    if kind == ".zip" and (lacking := [name for name in _DICOM if find_spec(name) is None]):
+        raise InputError(
+            f"{shown}: a .zip is taken for a DICOM study, and {', '.join(lacking)} is not installed here; pip install "
+            "'medmap[dicom]', or give NIfTI files"
         )
     base = stem(Path(shown)) if shown.lower().endswith(SUFFIXES) else Path(shown).stem
     place = folder / f"{base}{kind}"

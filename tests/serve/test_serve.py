@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -204,6 +205,14 @@ def test_bad_files_are_refused_and_not_kept(page: Page, files: dict[str, Path]) 
         assert str(page.folder) not in answer.text
         assert page.on_disk() == [], name
     assert page.job(page.begin(files["t2f"]), "check")["result"]["refused"] == ""
+
+
+def test_without_the_extra_a_study_is_told_what_is_lacking(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    told = page.upload(page.begin(), "ann.zip", zipped({"a.dcm": bytes(128) + b"DICM"})).json()["error"]
+    assert told.startswith("ann.zip: a .zip is taken for a DICOM study, and pydicom")
+    assert "pip install 'medmap[dicom]'" in told
+    assert page.on_disk() == []
 
 
 def test_hostile_archives_are_refused_and_not_kept(page: Page) -> None:
