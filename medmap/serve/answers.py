@@ -57,9 +57,11 @@ class Engine:
             patient.look()
             guesses, notes = patient.guessed(self.known)
         except InputError as error:
-            return {"volumes": [], "chosen": {}, "refused": str(patient.worded(error)), "warnings": []}
+            refused = {"volumes": [], "chosen": {}, "refused": str(patient.worded(error)), "warnings": []}
+            return {**refused, "held_bytes": patient.held_bytes}
         named = guesses if named is None else named
         told: dict[str, Any] = {"volumes": patient.volumes(), "chosen": named, "refused": "", "warnings": []}
+        told["held_bytes"] = patient.held_bytes
         try:
             patient.choose(named, self.known)
             patient.name_case(self.known)

@@ -6,6 +6,7 @@ import gzip
 import re
 import sys
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -229,6 +230,7 @@ def test_hostile_archives_are_refused_and_not_kept(page: Page) -> None:
         assert page.upload(patient, name, content).status_code == 200
         told = page.job(patient, "check")["result"]
         assert words in told["refused"], told
+        assert told["held_bytes"] == 0
         assert str(page.folder) not in told["refused"]
         assert page.on_disk() == [], name
 
@@ -243,6 +245,29 @@ def test_the_limit_is_of_one_patient(tiny_run: Path, files: dict[str, Path], tmp
     assert len(page.on_disk()) == 1
     page.begin(files["t2f"])
     page.close()
+
+
+def test_what_is_refused_does_not_count(page: Page, files: dict[str, Path]) -> None:
+    patient = page.begin()
+    assert page.upload(patient, "no.nii", b"<html>").status_code == 400
+    assert page.upload(patient, "t2f.nii.gz", files["t2f"].read_bytes()).status_code == 200
+    assert page.job(patient, "check")["result"]["held_bytes"] == files["t2f"].stat().st_size
+
+
+def test_a_patient_may_be_forgotten_while_an_image_comes_in(page: Page, files: dict[str, Path]) -> None:
+    patient, content = page.begin(), files["t2f"].read_bytes()
+
+    def body() -> Iterator[bytes]:
+        yield content[:1000]
+        page.office.forget(patient)
+        yield content[1000:]
+
+    answer = page.client.post(f"/patients/{patient}/files", params={"name": "x.nii.gz"}, content=body())
+    assert (answer.status_code, answer.json()["error"]) == (
+        400,
+        "this patient is no longer here; drop the images again",
+    )
+    assert page.on_disk() == []
 
 
 def test_a_study_does_not_mix_with_files(page: Page, files: dict[str, Path]) -> None:
