@@ -7,6 +7,7 @@ import re
 import shutil
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import nibabel as nib
@@ -338,6 +339,22 @@ def test_a_damaged_record_is_refused(mask: Path, content: str) -> None:
     with pytest.raises(
         InputError, match=r"seg.medmap.json: cannot be used \(.*\); expected what `medmap predict` wrote"
     ):
+        case_report(mask)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sequences": None}, r"sequences: found null, expected an object"),
+        ({"warnings": "none"}, r'warnings: found "none", expected a list'),
+        ({"labels": {"scheme": "brats2023", "codes": [1]}}, r"labels.codes: found \[1\], expected an object"),
+        ({"inputs": {"t2f": "a.nii.gz"}}, r"inputs: expected each image with its SHA-256"),
+        ({"volumes_ml": {"WT": "12"}}, r"volumes_ml: expected a number a region"),
+    ],
+)
+def test_a_record_with_something_else_in_its_place_is_refused(mask: Path, change: dict[str, Any], said: str) -> None:
+    record_path(mask).write_text(json.dumps(json.loads(record_path(mask).read_text()) | change))
+    with pytest.raises(InputError, match=rf"cannot be used \({said}\); expected what"):
         case_report(mask)
 
 
