@@ -32,24 +32,29 @@ async function said(answer) {
   }
 }
 
-// A job's result; null where a later one has taken its place.
+// A job's result; null where a later one has taken its place, or its patient is gone.
 async function job(path, body, tell) {
   const turn = ++page.turn;
-  const { patient } = page;
+  try {
+    return await done(turn, page.patient, path, body, tell);
+  } catch (error) {
+    if (turn === page.turn) throw error;
+    return null;
+  }
+}
+
+async function done(turn, patient, path, body, tell) {
   const began = Date.now();
   const { job: number } = await ask(`/patients/${patient}/${path}`, body);
   for (;;) {
-    const now = await ask(`/patients/${patient}/jobs/${number}`).catch((error) => {
-      if (turn === page.turn) throw error;
-      return { state: "gone" }; // with its patient
-    });
+    const now = await ask(`/patients/${patient}/jobs/${number}`);
     if (turn !== page.turn || now.state === "gone") return null;
     if (now.state === "done") return now.result;
     if (now.state === "failed") throw new Error(now.text);
     const others = now.before === 1 ? "1 other is" : `${now.before} others are`;
     const seconds = Math.round((Date.now() - began) / 1000);
     tell(now.state === "waiting" && now.before ? `Waiting: ${others} before you` : `${now.text || "Beginning"} …`, seconds);
-    await new Promise((done) => setTimeout(done, 120));
+    await new Promise((go) => setTimeout(go, 120));
   }
 }
 

@@ -116,7 +116,7 @@ def _promised(file: Path, start: bytes) -> tuple[int, str]:
     header = kind(start[: kind.sizeof_hdr], check=False)
     try:
         shape, voxel_bytes = [int(n) for n in header.get_data_shape()], header.get_data_dtype().itemsize
-    except HeaderDataError as error:
+    except (HeaderDataError, KeyError) as error:  # of a type that nobody knows
         raise InputError(f"{file}: damaged header ({error}); copy or download it again") from error
     shown = "×".join(map(str, shape))
     if prod(shape) > MOST_VOXELS:

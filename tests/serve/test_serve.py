@@ -189,6 +189,8 @@ def test_a_small_file_never_takes_much_memory(tmp_path: Path) -> None:
 
 def test_bad_files_are_refused_and_not_kept(page: Page, files: dict[str, Path]) -> None:
     good = files["t2f"].read_bytes()
+    typed = bytearray(gzip.decompress(bomb((8, 8, 8), 512)))
+    typed[70:72] = (999).to_bytes(2, "little")  # the type of voxels
     cases = {
         "no.nii.gz": (b"<html>not an image</html>", "neither NIfTI nor a zip file"),
         "empty.nii": (b"", "neither NIfTI nor a zip file"),
@@ -196,6 +198,7 @@ def test_bad_files_are_refused_and_not_kept(page: Page, files: dict[str, Path]) 
         "cut.nii.gz": (good[: len(good) // 2], "damaged or cut off"),
         "broken.nii.gz": (good[:2000] + bytes(100) + good[2100:], "broken.nii.gz: "),
         "bomb.nii.gz": (bomb((8, 8, 8), 2**26), "unpacks to more than the 8×8×8 voxels of its header"),
+        "kind.nii.gz": (gzip.compress(typed), "damaged header"),
         "far.nii": (gzip.decompress(bomb((8, 8, 8), 2**22, offset=2**21)), "voxels begin at byte 2097152"),
         "huge.nii.gz": (bomb((30000, 30000, 30000), 8), "at most 134,217,728 are taken"),
     }
