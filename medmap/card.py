@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from filecmp import cmp
 from functools import cached_property
-from math import prod
+from math import isnan, prod
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from medmap.core.labels import SCHEMES, LabelScheme, scheme_named
 from medmap.core.modality import ModalitySet
 from medmap.data.nifti import sha256
 from medmap.errors import InputError
-from medmap.run import CARD, checkpoint_folder, find_runs, read_card, steps_done
+from medmap.run import CARD, CHECKPOINTS, checkpoint_folder, find_runs, read_card, steps_done
 
 DEFAULT_LABELS = "brats2023"
 CARD_JSON, CARD_TEXT, CARD_PICTURE = "card.json", "card.md", "card.png"
@@ -51,13 +52,20 @@ class ModelFolder:
     @property
     def about(self) -> str:
         """What a reader of a mask should know of the model; empty where it is the reader's own, and trained."""
-        if self.path == SHIPPED:
+        if self.shipped:
             return ABOUT_SHIPPED
         for run in self.runs:
             done, steps = steps_done(run) or (0, 0)
             if done < steps:
                 return f"{run} stopped at step {done} of {steps}; go on with `medmap train --resume {run}`"
         return ""
+
+    @cached_property
+    def shipped(self) -> bool:
+        """Whether these are the weights that come with medmap, wherever the folder lies."""
+        ours = SHIPPED / CHECKPOINTS / "best" / "model.safetensors"
+        same = (ours.is_file() and file.is_file() and cmp(file, ours, shallow=False) for file in self.weights)
+        return self.path == SHIPPED or all(same)
 
     @cached_property
     def weights_sha256(self) -> dict[str, str]:
@@ -87,7 +95,7 @@ class ModelFolder:
         except (OSError, ValueError):
             return None
         rows = {r["region"]: r for r in summary["rows"] if r["subset"] == used and r["metric"] == "dice"}
-        if not rows or not self._measured(summary):
+        if not rows or not self.measured(summary):
             return None
         kept = ("mean", "low", "high", "n", "p10", "p90")
         dice = {
@@ -97,7 +105,7 @@ class ModelFolder:
         }
         return {"measured_on": summary.get("evaluated", ""), "sequences": used, "dice": dice}
 
-    def _measured(self, summary: Mapping[str, Any]) -> bool:
+    def measured(self, summary: Mapping[str, Any]) -> bool:
         """Whether a summary is of these weights: the card beside it has their hashes; without one, names must do."""
         try:
             card = json.loads((self.path / CARD_JSON).read_text(encoding="utf-8"))
@@ -118,8 +126,8 @@ class ModelFolder:
                 "run `medmap evaluate` first, or leave --abstain out"
             )
         low = {
-            region: f"a mean Dice of {_percent(row['mean'])} % for {region} from {used} on held-out cases, "
-            f"{100 * least:.0f} % was asked for"
+            region: f"a mean Dice of {percent(row['mean'], least)} % for {region} from {used} on held-out cases, "
+            f"{100 * least:g} % was asked for"
             for region, row in expected["dice"].items()
             if row["mean"] is None or row["mean"] < least
         }
@@ -145,14 +153,35 @@ def expectation(expected: Mapping[str, Any]) -> Iterator[str]:
     cases = max(row["n"] for row in rows.values())
     yield f"expect, from {expected['sequences']}, Dice in % as on {cases} held-out cases ({expected['measured_on']}):"
     for region, row in rows.items():
-        mean, low, high, p10, p90 = (_percent(row.get(key)) for key in ("mean", "low", "high", "p10", "p90"))
+        mean, low, high, p10, p90 = (percent(row.get(key)) for key in ("mean", "low", "high", "p10", "p90"))
         spread = "" if row.get("p10") is None else f", 8 of 10 cases between {p10} and {p90}"
         known = row["mean"] is not None and row["mean"] >= GOOD_DICE
         yield f"  {region:3} {mean} [{low}, {high}]{spread}" + ("" if known else f": do not use {region} for volumetry")
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.0f}"
+def percent(value: float | None, least: float = GOOD_DICE) -> str:
+    """A Dice in % beside a verdict on it: so many decimals that the eye, too, sees on which side of ``least`` it is.
+
+    >>> percent(0.714), percent(0.6962), percent(0.69996), percent(None)
+    ('71', '69.6', '69.996', '–')
+    """
+    return _seen(value, least, 100, 0)
+
+
+def fraction(value: float | None, least: float = GOOD_DICE) -> str:
+    """The same from 0 to 1.
+
+    >>> fraction(0.714), fraction(0.6962), fraction(None)
+    ('0.71', '0.696', '–')
+    """
+    return _seen(value, least, 1, 2)
+
+
+def _seen(value: float | None, least: float, scale: int, digits: int) -> str:
+    if value is None or isnan(value):
+        return "–"
+    texts = [f"{scale * value:z.{more}f}" for more in range(digits, 16)]
+    return next((text for text in texts if (float(text) >= scale * least) == (value >= least)), texts[-1])
 
 
 def choose_scheme(known: LabelScheme, asked: str | None = None) -> LabelScheme:

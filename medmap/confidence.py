@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medmap.card import GOOD_DICE, ModelFolder
+from medmap.card import GOOD_DICE, ModelFolder, percent
 from medmap.core.conformal import Fit, Rows, conformal, others_mean, tried
 from medmap.core.stats import bootstrap_interval
 from medmap.core.temperature import (
@@ -206,6 +206,7 @@ def held_elsewhere(confidence: Confidence, scores: Sequence[Score]) -> dict[str,
 # ---- about one mask ----------------------------------------------------------------------------------------------
 
 LIGHTS = ("green", "amber", "red")
+NOTHING = dict.fromkeys(("dice", "low", "high", "light"))
 
 
 def light(predicted: float, low: float) -> str:
@@ -247,17 +248,16 @@ class Confidence:
 
     def _verdict(self, region: str, used: str, evidence: Evidence) -> dict[str, Any]:
         seen = {name: _number(getattr(evidence, name)) for name in FEATURES}
-        nothing = dict.fromkeys(("dice", "low", "high", "light"))
         if not evidence.volume_ml:
-            return {**nothing, **seen, "why": "the mask is empty, which has no soft Dice"}
+            return {**NOTHING, **seen, "why": "the mask is empty on the model's grid, so it has no soft Dice"}
         fitted, reach = self.fits.get(region, (None, np.nan))
         if fitted is None or used not in fitted.spreads:
-            return {**nothing, **seen, "why": f"fewer than {LEAST_PATIENTS} held-out patients had it from {used}"}
+            return {**NOTHING, **seen, "why": f"fewer than {LEAST_PATIENTS} held-out patients had it from {used}"}
         features = np.array([[getattr(evidence, name) for name in FEATURES]])
         middle = fitted.predict(features, [used])
         predicted, low, high = (float(x[0]) for x in _within(middle, reach * fitted.spread([used])))
-        numbers = {"dice": _number(predicted), "low": _number(low), "high": _number(high)}
-        return {**numbers, "light": light(predicted, low), **seen, "why": None}
+        predicted, low, high = (round(number, 4) for number in (predicted, low, high))  # as told, so as judged
+        return {"dice": predicted, "low": low, "high": high, "light": light(predicted, low), **seen, "why": None}
 
 
 def confidence_text(found: Mapping[str, Any]) -> list[str]:
@@ -268,7 +268,7 @@ def confidence_text(found: Mapping[str, Any]) -> list[str]:
         if row["why"] is not None:
             lines.append(f"  {region:3} nothing can be said: {row['why']}")
             continue
-        middle, low, high = (f"{100 * row[key]:.0f}" for key in ("dice", "low", "high"))
+        middle, low, high = (percent(row[key]) for key in ("dice", "low", "high"))
         agree = "" if row["agreement"] is None else f"; subsets agree to {100 * row['agreement']:.0f}"
         lines.append(f"  {region:3} {row['light']}: {middle} [{low}, {high}]{agree}")
     return [*lines, *(f"  known to fail: {sentence}" for sentence in broken_promises(found))]

@@ -16,7 +16,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from medmap.card import CARD_JSON, CARD_PICTURE, CARD_TEXT, GOOD_DICE, ModelFolder
+from medmap.card import CARD_JSON, CARD_PICTURE, CARD_TEXT, GOOD_DICE, ModelFolder, percent
 from medmap.config import Config
 from medmap.run import ENV, SPLITS, read_run, write_text
 from medmap.scores import SUMMARY
@@ -158,16 +158,12 @@ def _subset_rows(card: Mapping[str, Any], regions: Sequence[str]) -> Iterator[li
 def _interval(row: Mapping[str, Any] | None) -> str:
     if row is None or row["mean"] is None:
         return "–"
-    bounds = "" if row["low"] is None else f" [{_percent(row['low'])}, {_percent(row['high'])}]"
-    return f"{_percent(row['mean'])}{bounds}"
+    bounds = "" if row["low"] is None else f" [{percent(row['low'])}, {percent(row['high'])}]"
+    return f"{percent(row['mean'])}{bounds}"
 
 
 def _spread(row: Mapping[str, Any] | None) -> str:
-    return "" if row is None or row["p10"] is None else f"<br>{_percent(row['p10'])} – {_percent(row['p90'])}"
-
-
-def _percent(value: float) -> str:
-    return str(round(100 * value))  # a whole number has no -0
+    return "" if row is None or row["p10"] is None else f"<br>{percent(row['p10'])} – {percent(row['p90'])}"
 
 
 def _over(row: Mapping[str, Any] | None, cases: int) -> str:

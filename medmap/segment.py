@@ -25,7 +25,7 @@ import numpy as np
 
 import medmap
 from medmap.card import ModelFolder, choose_scheme
-from medmap.confidence import Confidence, read_confidence
+from medmap.confidence import NOTHING, Confidence, read_confidence
 from medmap.core.case import Prediction
 from medmap.core.labels import LabelScheme
 from medmap.core.witnesses import Witnesses
@@ -177,15 +177,16 @@ class Segmenter(Staged[Task, dict[str, Any]]):
         prediction = self.predictor.finish(read.begun, answer, **how)
         every = self.scheme or choose_scheme(self.predictor.card.scheme)
         prediction, scheme, undivided = _told(prediction, every, read.left_out)
+        volumes_ml = _volumes_ml(prediction, scheme)
         record = {
             **read.record,
             "sequences": _sequences(read.record["sequences"], prediction.used),
             "model": about_model(self.predictor, self.model, answer.agreement),
             "labels": {"scheme": scheme.name, "codes": dict(scheme.codes), "undivided": undivided},
             "small_enhancing_tumour_dropped_below_ml": self.predictor.et_min_ml if self.clean else None,
-            "volumes_ml": _volumes_ml(prediction, scheme),
+            "volumes_ml": volumes_ml,
             "expected": self.model.expected("+".join(prediction.used), self.clean) if self.model else None,
-            "confidence": read.trust,
+            "confidence": read.trust and _of_this_mask(read.trust, volumes_ml),
             "probabilities": {"temperature": temperature} if wanted else None,
             "abstain": self.abstain,
             "left_out": read.left_out,
@@ -292,6 +293,13 @@ def _sequences(given: Mapping[str, list[str]], used: Sequence[str]) -> dict[str,
     """Which sequences were used: one that the model could not use beside the others was given and ignored."""
     answered, left = ([name for name in given["used"] if (name in used) is wanted] for wanted in (True, False))
     return {**given, "used": answered, "ignored": [*given["ignored"], *left]}
+
+
+def _of_this_mask(trust: Mapping[str, Any], volumes_ml: Mapping[str, float]) -> dict[str, Any]:
+    """What is said of a mask, which was looked at on the model's grid: nothing of a region that is empty on its own."""
+    empty = {**NOTHING, "why": "the mask is empty, so it has no soft Dice"}
+    regions = {name: row if volumes_ml[name] else {**row, **empty} for name, row in trust["regions"].items()}
+    return {**trust, "regions": regions}
 
 
 def _volumes_ml(prediction: Prediction, scheme: LabelScheme) -> dict[str, float]:

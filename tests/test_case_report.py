@@ -7,6 +7,7 @@ import re
 import shutil
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import nibabel as nib
@@ -133,7 +134,15 @@ def test_what_to_expect_is_what_the_record_says(page_file: Path, page: str) -> N
 def test_lights_say_what_the_record_says_of_this_mask(mask: Path) -> None:
     facts = json.loads(record_path(mask).read_text())
     told = {"dice": 0.81, "low": 0.72, "high": 0.93, "light": "green", "why": None, "failed": {}}
-    core = {"dice": 0.4, "low": 0.0, "high": 0.75, "light": "red", "why": None, "failed": {"9 patients of there": 0.5}}
+    core = {
+        "dice": 0.6962,
+        "low": 0.0,
+        "high": 0.75,
+        "light": "red",
+        "why": None,
+        "failed": {"9 patients of there": 0.5},
+    }
+    core["failed"] = {"9 patients of there": 0.5}
     nothing = {"dice": None, "low": None, "high": None, "light": None, "why": "the mask is empty", "failed": {}}
     regions = {"WT": told, "TC": core, "ET": nothing}
     facts["confidence"] = {"measured_on": "made-up cases", "patients": 12, "level": 0.8, "regions": regions}
@@ -142,7 +151,7 @@ def test_lights_say_what_the_record_says_of_this_mask(mask: Path) -> None:
     said = words(page)
     assert "fitted to 12 held-out patients (made-up cases)" in said
     assert "WT green 0.81 0.72–0.93" in said
-    assert "TC red 0.40 0.00–0.75" in said
+    assert "TC red 0.696 0.00–0.75" in said
     assert "ET nothing can be said: the mask is empty" in said
     assert "8 of 10 masks" in said
     assert "Known to fail: of the TC masks of 9 patients of there, 50 % lay between the ends, not 80 %." in said
@@ -346,6 +355,22 @@ def test_a_damaged_record_is_refused(mask: Path, content: str) -> None:
         case_report(mask)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sequences": None}, r"sequences: found null, expected an object"),
+        ({"warnings": "none"}, r'warnings: found "none", expected a list'),
+        ({"labels": {"scheme": "brats2023", "codes": [1]}}, r"labels.codes: found \[1\], expected an object"),
+        ({"inputs": {"t2f": "a.nii.gz"}}, r"inputs: expected each image with its SHA-256"),
+        ({"volumes_ml": {"WT": "12"}}, r"volumes_ml: expected a number a region"),
+    ],
+)
+def test_a_record_with_something_else_in_its_place_is_refused(mask: Path, change: dict[str, Any], said: str) -> None:
+    record_path(mask).write_text(json.dumps(json.loads(record_path(mask).read_text()) | change))
+    with pytest.raises(InputError, match=rf"cannot be used \({said}\); expected what"):
+        case_report(mask)
+
+
 def test_a_mask_of_others_is_refused(patient: Path) -> None:
     with pytest.raises(InputError, match=rf"there is no {PATIENT}-seg.medmap.json beside it; a report needs the JSON"):
         case_report(patient / f"{PATIENT}-seg.nii.gz")
@@ -360,6 +385,18 @@ def test_command_makes_a_page(mask: Path) -> None:
     assert PATIENT not in mask.with_name("a.html").read_text(encoding="utf-8")
     answer = CliRunner().invoke(app, ["report", str(mask), "--json"])
     assert json.loads(answer.stdout) == {"report": str(mask.with_name("seg.html"))}
+
+
+def test_command_never_writes_a_page_over_a_mask_or_an_image(mask: Path) -> None:
+    for name in (mask.name, f"../{PATIENT}-t2f.nii.gz"):
+        place = mask.parent / name
+        before = place.read_bytes()
+        answer = CliRunner().invoke(app, ["report", str(mask), "-o", str(place)])
+        assert answer.exit_code == 1
+        assert "pages are written as .html (or .htm); give it such a name" in answer.output
+        with pytest.raises(InputError, match=r"pages are written as \.html"):
+            case_report(mask, place)
+        assert place.read_bytes() == before
 
 
 def test_command_knows_what_anonymous_is_for(tiny_run: Path) -> None:

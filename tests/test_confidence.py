@@ -31,6 +31,7 @@ from medmap.confidence import (
     write_table,
 )
 from medmap.core.box import Box
+from medmap.core.case import Prediction
 from medmap.core.conformal import Fit
 from medmap.core.modality import GLIOMA_MRI
 from medmap.core.temperature import tempered
@@ -38,6 +39,7 @@ from medmap.core.witnesses import FEATURES, Witnesses
 from medmap.data.nifti import sha256
 from medmap.errors import CheckpointError, InputError
 from medmap.evaluate import evaluate_cases
+from medmap.predict import Predictor
 from medmap.scores import Score, write_scores, write_voxels
 
 ALL = "t1n+t1c+t2w+t2f"
@@ -249,6 +251,18 @@ def test_the_text_says_numbers_or_why_not() -> None:
     assert lines[3].startswith("  ET  nothing can be said: ")
 
 
+@pytest.mark.parametrize(
+    ("intercept", "said"),
+    [(0.8962, "red: 69.6 [60, 80]"), (0.89998, "amber: 70 [60, 80]"), (0.99998, "green: 80 [70, 90]")],
+)
+def test_the_number_that_is_shown_is_the_one_that_was_judged(intercept: float, said: str) -> None:
+    """0.6962 is no 70 beside a red light; 0.69998 is told as 0.7, and judged as that."""
+    known = confidence_of()
+    fitted, reach = known.fits["WT"]
+    known = replace(known, fits={"WT": (replace(fitted, intercept=intercept, centre=(0.9, 0.9)), reach)})
+    assert f"WT  {said}" in confidence_text(known.about(witnesses_of(2), "t1c+t2f", clean=True))[1]
+
+
 def test_a_promise_that_is_known_to_fail_is_named_where_a_number_is_given() -> None:
     failed = {"WT": {"9 patients of elsewhere": 0.6}, "TC": {"9 patients of elsewhere": 0.1}}
     found = replace(confidence_of(), failed=failed).about(witnesses_of(2), "t1c+t2f", clean=True)
@@ -392,6 +406,27 @@ def test_predict_says_how_far_each_mask_can_be_trusted(run: Path, tiny_phantoms:
     before = (out / QC_TABLE).read_text()
     works("predict", *how, "-o", out)  # all are there already
     assert sorted((out / QC_TABLE).read_text().splitlines()) == sorted(before.splitlines())
+
+
+def test_nothing_is_said_of_a_region_that_the_patients_own_grid_has_no_voxel_of(
+    run: Path, tiny_phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was looked at on the model's grid, where it may be just above what is dropped."""
+    write_confidence(read_model(run), run)
+    images = tiny_phantoms / "PHANTOM-00000-000"
+    how = ("--model", run, f"--t2f={images / f'{images.name}-t2f.nii.gz'}", "--device", "cpu")
+    finish = Predictor.finish
+
+    def emptied(self: Predictor, *args: Any, **named: Any) -> Prediction:
+        made = finish(self, *args, **named)
+        return replace(made, classes=np.zeros_like(made.classes))
+
+    assert answer("predict", *how, "-o", tmp_path / "a.nii.gz")["confidence"]["regions"]["WT"]["dice"] is not None
+    monkeypatch.setattr(Predictor, "finish", emptied)
+    record = answer("predict", *how, "-o", tmp_path / "b.nii.gz")
+    for region, row in record["confidence"]["regions"].items():
+        assert record["volumes_ml"][region] == 0
+        assert (row["dice"], row["light"], row["why"]) == (None, None, "the mask is empty, so it has no soft Dice")
 
 
 def test_evaluation_and_prediction_measure_a_mask_alike(

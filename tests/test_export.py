@@ -18,13 +18,18 @@ import torch
 from made_up_calls import answer, fails, works
 from made_up_sizes import MICRO
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 
 from medmap.align import AlignedSegmenter, build_segmenter
-from medmap.card import SHIPPED, read_model
+from medmap.card import ABOUT_SHIPPED, SHIPPED, read_model
+from medmap.confidence import read_confidence
 from medmap.config import AlignConfig, ModelConfig
+from medmap.core.labels import SCHEMES
 from medmap.core.modality import ModalitySet
-from medmap.data.nifti import read_labels
+from medmap.data.nifti import read_labels, read_volume, write_volume
 from medmap.errors import InputError
+from medmap.export.workflow import PatientNetwork, ReadCase, WriteMask
+from medmap.inputs import examine, read_inputs
 from medmap.phantom import Settings, simulate
 from medmap.predict import Predictor
 
@@ -224,6 +229,24 @@ def test_what_comes_with_medmap_keeps_its_words_and_its_licence(tmp_path: Path) 
     assert "Apache-2.0" in (tmp_path / "model" / "LICENSE").read_text()
     expected = read_model().expected("t1c+t2f", clean=True)
     assert read_model(tmp_path / "model").expected("t1c+t2f", clean=True) == expected
+    assert read_model(tmp_path / "model").about == ABOUT_SHIPPED
+    assert read_confidence(read_model(tmp_path / "model")) == read_confidence(read_model())
+    works("export", tmp_path / "model", "--to", "folder", "-o", tmp_path / "again")
+    assert "Apache-2.0" in (tmp_path / "again" / "LICENSE").read_text()
+    assert (tmp_path / "again" / "confidence.json").is_file()
+
+
+def test_measurements_of_other_weights_stay_behind(tmp_path: Path) -> None:
+    shutil.copytree(SHIPPED, tmp_path / "run")
+    weights = tmp_path / "run" / "checkpoints" / "best" / "model.safetensors"
+    save_file({name: 2 * value for name, value in load_file(weights).items()}, weights)
+    works("export", tmp_path / "run", "--to", "folder", "-o", tmp_path / "model")
+    assert not {"card.json", "card.md", "card.png", "summary.json", "confidence.json"} & {
+        file.name for file in (tmp_path / "model").iterdir()
+    }
+    said = (tmp_path / "model" / "README.md").read_text()
+    assert "Nobody has measured these weights on held-out patients." in said
+    assert "the model that comes with medmap" not in said
 
 
 def test_without_a_licence_it_says_so(tiny_run: Path, tmp_path: Path) -> None:
@@ -266,6 +289,33 @@ def test_monai_runs_a_bundle_to_the_mask_that_medmap_gives(tiny_run: Path, tiny_
     for name in masks:
         np.testing.assert_array_equal(read_labels(out / name)[0], read_labels(tmp_path / "own" / name)[0])
     assert str(tiny_run.parent) not in "".join(file.read_text() for file in (bundle / "configs").iterdir())
+
+
+def two_sequences() -> PatientNetwork:
+    network = {"modalities": ["t1c", "t2f"], "labels": SCHEMES["brats2023"].to_dict(), "spacing_mm": None}
+    return PatientNetwork({"name": "unet", "size": "tiny"}, PLAIN, **network)
+
+
+def test_a_bundle_looks_at_images_as_predict_does(tiny_phantoms: Path, tmp_path: Path) -> None:
+    images = {name: tiny_phantoms / PATIENT / f"{PATIENT}-{name}.nii.gz" for name in PAIR}
+    volume, affine = read_volume(images["t1c"])
+    read, at = ReadCase(two_sequences()), tmp_path / "at.nii.gz"
+    write_volume(at, np.where(volume > volume.max() / 2, np.nan, volume), affine)
+    with pytest.raises(InputError) as told:
+        examine(read_inputs({**images, "t1c": at}, id="ann"))
+    with pytest.raises(InputError, match=re.escape(str(told.value))):
+        read({"id": "ann", "images": {**images, "t1c": at}})
+    write_volume(at, volume + 100, affine)
+    with pytest.warns(UserWarning, match=r"ann: .*the background is 100, 0 is expected"):
+        read({"id": "ann", "images": {"t1c": at}})
+
+
+def test_an_id_leads_a_bundle_to_no_other_folder(tiny_phantoms: Path, tmp_path: Path) -> None:
+    network, like = two_sequences(), tiny_phantoms / PATIENT / f"{PATIENT}-t1c.nii.gz"
+    pred = torch.zeros(4, *read_labels(like)[0].shape)
+    WriteMask(network, tmp_path / "out")({"id": "../../evil", "like": str(like), "pred": pred})
+    (mask,) = tmp_path.rglob("*.nii.gz")
+    assert mask == tmp_path / "out" / "..%2F..%2Fevil.nii.gz"
 
 
 @needs_monai

@@ -86,6 +86,9 @@ def test_doctor_says_it_and_whether_there_is_room(tiny_phantoms: Path, monkeypat
         "3 cases: prepare 24 s and 0.5 GB, train 90 min with 2.3 GB of memory (unet base, one fold), evaluate 3 min, "
         "predict 2 min with 1.5 GB; measured on a part of one of them"
     ) in text
+    small = Rehearsal(1, "unet base", 0.5, 0.001, 90.0, 3.0, 2.0, 2.34, 1.5)
+    monkeypatch.setattr("medmap.rehearsal.rehearse", lambda data, **options: small)
+    assert " 1 case: prepare < 1 s and 0.5 GB" in call("doctor", tiny_phantoms).stdout
     monkeypatch.setattr(
         "medmap.rehearsal.rehearse",
         lambda data, **options: Rehearsal(3, "unet base", 1e6, 0.4, None, 3.0, 2.0, None, 1.5),

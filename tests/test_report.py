@@ -294,13 +294,13 @@ def test_a_damaged_file_is_named(run: Path, name: str, content: str, found: str)
 
 @pytest.mark.usefixtures("undrawn")
 def test_report_that_cannot_be_written_leaves_nothing_behind(made: Path, tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    for out in (tmp_path / "absent" / "r.html", tmp_path / "folder"):
+    (tmp_path / "folder.html").mkdir()
+    for out in (tmp_path / "absent" / "r.html", tmp_path / "folder.html"):
         with pytest.raises(
             InputError, match=r"the report cannot be written .* name a file in a folder you may write to"
         ):
             write_report(made, out)
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.html"]
 
 
 # ---------------------------------------------------------------------------------------------- probabilities

@@ -634,6 +634,8 @@ def test_what_to_expect_in_words(measured_run: Path) -> None:
     ]
     expected["dice"]["WT"] |= {"p10": 0.62, "p90": 0.91}
     assert list(expectation(expected))[1] == "  WT  80 [10, 90], 8 of 10 cases between 62 and 91"
+    expected["dice"]["WT"] |= {"mean": 0.6962, "p10": None}
+    assert list(expectation(expected))[1] == "  WT  69.6 [10, 90]: do not use WT for volumetry"
 
 
 def test_a_sequence_that_the_model_could_not_use_is_recorded_as_ignored(

@@ -107,6 +107,9 @@ EXTRAS = {
     "sklearn": "study",
     "fastapi": "serve",
     "uvicorn": "serve",
+    "pydicom": "dicom",
+    "dcm2niix": "dicom",
+    "highdicom": "dicom",
 }
 """Which extra brings a package that is imported late."""
 

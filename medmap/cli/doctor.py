@@ -207,15 +207,18 @@ def _expectation(data: dict[str, Any]) -> str:
     train = "no segmentation to train on"
     if data["train_minutes"] is not None:
         train = f"train {_time(data['train_minutes'])} with {data['train_gb']:.2g} GB of memory"
+    cases, prepare = console.count(data["cases"], "case"), _time(data["prepare_minutes"])
     return (
-        f"{data['cases']} cases: prepare {_time(data['prepare_minutes'])} and {data['store_gb']:.2g} GB, {train} "
+        f"{cases}: prepare {prepare} and {data['store_gb']:.2g} GB, {train} "
         f"({data['network']}, one fold), evaluate {_time(data['evaluate_minutes'])}, predict "
         f"{_time(data['predict_minutes'])} with {data['predict_gb']:.2g} GB; measured on a part of one of them"
     )
 
 
 def _time(minutes: float) -> str:
-    return f"{minutes:.0f} min" if minutes >= 1 else f"{60 * minutes:.0f} s"
+    if minutes >= 1:
+        return f"{minutes:.0f} min"
+    return f"{60 * minutes:.0f} s" if 60 * minutes >= 1 else "< 1 s"
 
 
 def _verdict(found: dict[str, Any]) -> str:

@@ -142,6 +142,10 @@ def report(
     beforehand.existing(what, "a run that `medmap train` wrote, or a mask that `medmap predict` wrote")
     beforehand.packages("report", "matplotlib", "jinja2")
     place = what if what.is_dir() else what.parent
+    if out is not None:
+        from medmap.report.html import page_name
+
+        page_name(out)
     beforehand.writable(place if out is None else out.parent, "the page")
     page = _case_page(what, study, out, anonymous) if what.is_file() else _run_page(what, study, out, anonymous)
     if json:

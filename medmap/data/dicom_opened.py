@@ -82,9 +82,9 @@ class OpenedStudy:
         """A mask as DICOM SEG with the regions that its record tells of. made_from: first the series with its grid."""
         from medmap.data.dicom_seg import write_seg
 
-        told = replace(scheme, regions={r: m for r, m in scheme.regions.items() if r not in record["left_out"]})
+        weights = "\n".join(record["model"]["weights_sha256"].values())
         first, *others = made_from
-        return write_seg(out, mask, told, first, others, "\n".join(record["model"]["weights_sha256"].values()))
+        return write_seg(out, mask, scheme, first, others, weights, record["left_out"])
 
 
 def open_study(path: Path, folder: Path, images: bool = True) -> OpenedStudy:

@@ -28,7 +28,8 @@ UNEVEN = 0.05
 def read_study(root: Path) -> Study:
     """What a folder of DICOM files holds. Subfolders and names of files do not matter.
 
-    Raises InputError where there is no image of DICOM, and for files of two patients or of two studies.
+    Raises InputError where there is no image of DICOM, and for files of two patients or of two studies; ImportError
+    where pydicom is not installed.
     """
     slices: list[_Slice] = []
     notes: list[str] = []
@@ -37,6 +38,8 @@ def read_study(root: Path) -> Study:
             continue
         try:
             slices += _slices(path)
+        except ImportError:
+            raise
         except Exception as error:  # pydicom raises many kinds for damaged files
             notes.append(f"{path.relative_to(root)}: cannot be read as DICOM ({error or type(error).__name__})")
     if not slices:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,13 @@ SERIES_NUMBER = 9900
 
 
 def write_seg(
-    out: Path, mask: Path, scheme: LabelScheme, reference: Series, others: Sequence[Series] = (), weights: str = ""
+    out: Path,
+    mask: Path,
+    scheme: LabelScheme,
+    reference: Series,
+    others: Sequence[Series] = (),
+    weights: str = "",
+    left_out: Collection[str] = (),
 ) -> Path:
     """Write a mask as DICOM SEG (.dcm) into the patient's own study; returns ``out``.
 
@@ -31,18 +37,21 @@ def write_seg(
     reference: series whose slices the segments lie on: patient, study and frame of reference are theirs
     others:    further series that the mask was made from, kept as references
     weights:   SHA-256 of the model's weights, told beside the algorithm's name
+    left_out:  regions that get no segment
 
-    Segments are the regions of the scheme in their order, overlapping where regions do. The file appears under its name
-    only when it is whole. Raises InputError where the mask is on another grid, where headers are too poor for a SEG,
-    and where the place cannot be written.
+    Segments are the other regions of the scheme in their order, overlapping where regions do; each has the colour that
+    it has among all regions. The file appears under its name only when it is whole. Raises InputError where the
+    mask is on another grid, where headers are too poor for a SEG, and where the place cannot be written.
     """
     labels, affine = read_labels(mask)
     classes = dicom_order(reference, scheme.encode(labels, str(mask)), affine)
-    segments = np.stack([scheme.region_mask(classes, region) for region in scheme.regions], axis=-1)
+    told = [region for region in scheme.regions if region not in left_out]
+    segments = np.stack([scheme.region_mask(classes, region) for region in told], axis=-1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd values in the headers of scanners are not ours to mend
         try:
-            seg = _seg(segments.astype(np.uint8), scheme, reference, others, weights)
+            descriptions = _descriptions(scheme, told, weights)
+            seg = _seg(segments.astype(np.uint8), descriptions, reference, others)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise InputError(
                 f"{reference.name}: its headers do not allow a DICOM SEG ({error}); the mask itself is whole: {mask}"
@@ -51,7 +60,7 @@ def write_seg(
     return out
 
 
-def _seg(segments: Any, scheme: LabelScheme, reference: Series, others: Sequence[Series], weights: str) -> Any:
+def _seg(segments: Any, descriptions: list[Any], reference: Series, others: Sequence[Series]) -> Any:
     from highdicom.seg import Segmentation
     from pydicom.uid import generate_uid
 
@@ -63,7 +72,7 @@ def _seg(segments: Any, scheme: LabelScheme, reference: Series, others: Sequence
         source_images=sources,
         pixel_array=segments,
         segmentation_type="BINARY",
-        segment_descriptions=_descriptions(scheme, weights),
+        segment_descriptions=descriptions,
         series_instance_uid=generate_uid(prefix=None),
         series_number=SERIES_NUMBER,
         sop_instance_uid=generate_uid(prefix=None),
@@ -103,7 +112,7 @@ def _headers(series: Series) -> list[Any]:
     return [pydicom.dcmread(path, stop_before_pixels=True, force=True) for path in files]
 
 
-def _descriptions(scheme: LabelScheme, weights: str) -> list[Any]:
+def _descriptions(scheme: LabelScheme, told: Sequence[str], weights: str) -> list[Any]:
     from highdicom import AlgorithmIdentificationSequence
     from highdicom.color import CIELabColor
     from highdicom.seg import SegmentDescription
@@ -115,7 +124,8 @@ def _descriptions(scheme: LabelScheme, weights: str) -> list[Any]:
         version=medmap.__version__,
         parameters={"weights_sha256": weights} if weights else None,
     )
-    organ = codes.SCT.Brain if "WT" in scheme.regions else codes.SCT.Liver
+    organ = next((name for cls, name in _ORGANS.items() if cls in scheme.classes), None)
+    places = list(scheme.regions)
     return [
         SegmentDescription(
             segment_number=number,
@@ -124,10 +134,10 @@ def _descriptions(scheme: LabelScheme, weights: str) -> list[Any]:
             segmented_property_type=getattr(codes.SCT, _CODES.get(region, _LESION)[1]),
             algorithm_type="AUTOMATIC",
             algorithm_identification=algorithm,
-            anatomic_regions=[organ],
-            display_color=CIELabColor.from_rgb(*rgb(REGION_COLOURS[(number - 1) % len(REGION_COLOURS)])),
+            anatomic_regions=None if organ is None else [getattr(codes.SCT, organ)],
+            display_color=CIELabColor.from_rgb(*rgb(REGION_COLOURS[places.index(region) % len(REGION_COLOURS)])),
         )
-        for number, region in enumerate(scheme.regions, start=1)
+        for number, region in enumerate(told, start=1)
     ]
 
 
@@ -139,6 +149,8 @@ def _save(seg: Any, out: Path) -> None:
         raise InputError(f"{out}: cannot be written ({error.strerror or error}); name another place with -o") from error
 
 
+_ORGANS = {"liver": "Liver", "ncr": "Brain", "et": "Brain"}
+"""{class that only this organ has: what SNOMED CT calls the organ}; of others nobody says where they lie."""
 _LESION = ("MorphologicallyAbnormalStructure", "Lesion")
 _CODES = {
     "WT": ("MorphologicallyAbnormalStructure", "Neoplasm"),

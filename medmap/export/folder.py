@@ -7,7 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from medmap.card import CARD_JSON, CARD_PICTURE, CARD_TEXT, ModelFolder, read_model
+from medmap.card import CARD_JSON, CARD_PICTURE, CARD_TEXT, ModelFolder
+from medmap.confidence import CONFIDENCE, read_confidence
 from medmap.errors import CheckpointError
 from medmap.export.package import (
     LICENCE,
@@ -40,25 +41,31 @@ def export_folder(model: ModelFolder, out: Path, licence: str | None = None) -> 
             _write_member(fresh / name, run, model.which)
         if (summary := public_summary(model)) is not None:
             write_text(fresh / SUMMARY, json.dumps({**summary, "checkpoint": "best"}))
-            _copy_card(model, fresh)
+            _copy_card(model.path, fresh)
+        if read_confidence(model) is not None:
+            _copy_without_names(model.path / CONFIDENCE, fresh)
         use = "```sh\nmedmap predict --model THIS_FOLDER --t2f flair.nii.gz -o seg.nii.gz\n```"
         write_text(fresh / ABOUT, readme(model, "A model of medmap", use, text))
         write_text(fresh / LICENCE, text)
     return packed(out)
 
 
-def _copy_card(model: ModelFolder, fresh: Path) -> None:
-    """The robustness card, without the names of the data on which it was measured, with the hashes of these files."""
-    path = model.path
+def _copy_card(path: Path, fresh: Path) -> None:
+    """The robustness card of these weights."""
     if (path / CARD_JSON).is_file():
-        card = json.loads((path / CARD_JSON).read_text(encoding="utf-8"))
-        card["measured"]["store"] = list(card["measured"]["store"].values())
-        if card["model"]["weights_sha256"] == model.weights_sha256:
-            card["model"]["weights_sha256"] = read_model(fresh).weights_sha256
-        write_text(fresh / CARD_JSON, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+        _copy_without_names(path / CARD_JSON, fresh)
         for name in (CARD_TEXT, CARD_PICTURE):
             if (path / name).is_file():
                 (fresh / name).write_bytes((path / name).read_bytes())
+
+
+def _copy_without_names(file: Path, fresh: Path) -> None:
+    """What was measured of these weights, whose files keep their bytes and hashes here, without the names of stores."""
+    told = json.loads(file.read_text(encoding="utf-8"))
+    stores = told["measured"]["store"]
+    if isinstance(stores, dict):  # an exported folder has a list already
+        told["measured"]["store"] = list(stores.values())
+    write_text(fresh / file.name, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
 
 
 def _write_member(folder: Path, run: Path, which: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import medmap
-from medmap.card import SHIPPED, ModelFolder, choose_scheme, read_model
+from medmap.card import ModelFolder, choose_scheme, read_model
 from medmap.config import Config
 from medmap.errors import InputError
 from medmap.run import read_run, steps_done
@@ -71,7 +71,7 @@ def public_summary(model: ModelFolder) -> dict[str, Any] | None:
         summary = json.loads((model.path / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if model.which != summary.get("checkpoint", "best"):
+    if not model.measured(summary):
         return None
     dice = {part: [row for row in summary[part] if row["metric"] == "dice"] for part in ("rows", "groups", "present")}
     kept = ("evaluated", "runs", "checkpoint", "convention", "cases", "patients", "modalities", "regions")
@@ -89,7 +89,7 @@ def licence_text(model: ModelFolder, licence: str | None) -> str:
     >>> licence_text(read_model(), None).splitlines()[0]
     'SPDX-License-Identifier: Apache-2.0'
     """
-    if licence is None and model.path == SHIPPED:
+    if licence is None and model.shipped:
         licence = SHIPPED_LICENCE
     if licence is None:
         return NO_LICENCE

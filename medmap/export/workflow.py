@@ -5,9 +5,11 @@ The parts are plain callables and modules, as MONAI composes them; this file imp
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -22,13 +24,12 @@ from medmap.core.case import Grid, Prepared
 from medmap.core.labels import LabelScheme
 from medmap.core.modality import ModalitySet
 from medmap.core.volume import grid_with_spacing, ras_grid
-from medmap.data.cases import read_case
 from medmap.data.layouts import recognise
 from medmap.data.nifti import read_header, write_mask
 from medmap.data.preprocess import prepare_case
 from medmap.errors import InputError
 from medmap.inference import SubsetAnswer, Windows
-from medmap.inputs import read_inputs
+from medmap.inputs import read_inputs, read_patient
 from medmap.models.blocks import placed
 from medmap.predict import Begun, Predictor, answerable
 from medmap.run import ModelCard
@@ -102,18 +103,23 @@ class ReadCase:
 
     network: tells which sequences there are, in which order, and the spacing
 
-    Raises InputError for files that cannot be used (see `medmap.inputs.read_inputs`).
+    Images are looked at as `medmap predict` does, which warns of what is odd in them. Raises InputError for those that
+    cannot be used or would mislead (see `medmap.inputs`).
     """
 
     def __init__(self, network: PatientNetwork) -> None:
-        self.card = network.card
+        self.network = network
 
     def __call__(self, case: Mapping[str, Any]) -> dict[str, Any]:
-        inputs = read_inputs(case["images"], known=self.card.modalities, id=case["id"])
-        prepared = prepare_case(read_case(inputs.files), None, self.card.spacing_mm)
+        card = self.network.card
+        inputs = read_inputs(case["images"], known=card.modalities, id=case["id"])
+        patient = read_patient(inputs, self.network.predictor)
+        for odd in patient.warnings:
+            warnings.warn(f"{inputs.id}: {odd}", stacklevel=2)
+        prepared = prepare_case(patient.case, None, card.spacing_mm)
         everywhere = Box((0, 0, 0), prepared.grid.shape)
-        image = np.zeros((len(self.card.modalities), *prepared.grid.shape), np.float32)
-        for m, name in enumerate(self.card.modalities):
+        image = np.zeros((len(card.modalities), *prepared.grid.shape), np.float32)
+        for m, name in enumerate(card.modalities):
             if name in prepared.images:
                 image[m] = prepared.images[name].window(everywhere)
         return {"id": inputs.id, "like": str(inputs.reference.path), "image": torch.from_numpy(image)}
@@ -122,6 +128,7 @@ class ReadCase:
 class WriteMask:
     """{"id", "like", "pred": Float32[K X Y Z]} → FOLDER/ID.nii.gz on the patient's own grid, in the model's codes.
 
+    What no file's name may hold is quoted in ID, as `medmap predict` does, so that no id leads out of the folder.
     An enhancing tumour that is too small to be believed is dropped, as `medmap predict` does.
     """
 
@@ -138,7 +145,7 @@ class WriteMask:
         answer = SubsetAnswer(card.modalities, Box((0, 0, 0), (x, y, z)), pred)
         prediction = self.network.predictor.finish(begun, answer)
         self.folder.mkdir(parents=True, exist_ok=True)
-        mask = self.folder / f"{data['id']}.nii.gz"
+        mask = self.folder / f"{quote(data['id'], safe=' ')}.nii.gz"
         write_mask(mask, choose_scheme(card.scheme).decode(prediction.classes), like)
         return {**data, "mask": str(mask)}
 

@@ -24,7 +24,13 @@ from medmap.report.slices import slices_of
 from medmap.report.viewer import CLASS_NAMES, Study, inlined, paints_of, scripts, show
 from medmap.segment import record_path
 
-NEEDED = ("case", "inputs", "sequences", "model", "labels", "volumes_ml", "left_out", "warnings", "versions", "made")
+NEEDED = {
+    dict: ("inputs", "sequences", "model", "labels", "labels.codes", "volumes_ml", "left_out", "versions"),
+    list: ("warnings", "sequences.missing", "sequences.ignored"),
+    str: ("case", "made", "labels.scheme"),
+}
+"""What a record must hold, and as what."""
+_KINDS = {str: "text", dict: "an object", list: "a list"}
 _NEAR_ML = 0.01
 
 
@@ -83,13 +89,28 @@ def read_record(mask: Path) -> dict[str, Any]:
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        lacking = [key for key in NEEDED if key not in record]
-        wrong = f"without {', '.join(lacking)}" if lacking or not record["inputs"] else ""
-    except (OSError, ValueError, TypeError) as error:
+        wrong = _wrong(record)
+    except (OSError, ValueError) as error:
         wrong = str(error)
     if wrong:
         raise InputError(f"{path}: cannot be used ({wrong}); expected what `medmap predict` wrote: predict again")
     return dict(record)
+
+
+def _wrong(record: Any) -> str:
+    """What of a record is not as `medmap predict` writes it; empty where all is."""
+    for kind, path in ((kind, path) for kind, paths in NEEDED.items() for path in paths):
+        found = record
+        for key in path.split("."):
+            found = found.get(key) if isinstance(found, dict) else None
+        if not isinstance(found, kind):
+            return f"{path}: found {json.dumps(found)[:40]}, expected {_KINDS[kind]}"
+    entries = record["inputs"].values()
+    if not entries or not all(isinstance(entry, dict) and {"sha256"} < set(entry) for entry in entries):
+        return "inputs: expected each image with its SHA-256"
+    if not all(isinstance(ml, int | float) for ml in record["volumes_ml"].values()):
+        return "volumes_ml: expected a number a region"
+    return ""
 
 
 # ---- what the mask was made from ---------------------------------------------------------------------------------

@@ -14,19 +14,21 @@ import jinja2
 from markupsafe import Markup
 
 from medmap import __version__
+from medmap.card import fraction
 from medmap.errors import InputError
 from medmap.figures.style import label, number
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of this folder, filled in; ``version`` and the filters ``label`` and ``number`` are always there."""
+    """A template of this folder, filled in; ``version`` and the filters ``label``, ``number`` and ``dice`` are always
+    there."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("medmap.report", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters |= {"label": label, "number": number}
+    environment.filters |= {"label": label, "number": number, "dice": fraction}
     return environment.get_template(template).render(version=__version__, **values)
 
 
@@ -35,8 +37,16 @@ def part(name: str) -> Markup:
     return Markup(resources.files("medmap.report").joinpath(name).read_text(encoding="utf-8"))
 
 
+def page_name(out: Path) -> None:
+    """Raises InputError unless ``out`` can be the name of a page: it must take the place of no mask or image."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{out}: pages are written as .html (or .htm); give it such a name, -o {out}.html")
+
+
 def write_page(page: str, out: Path) -> Path:
-    """Write a page, whole or not at all; returns ``out``. Raises InputError where it cannot be written."""
+    """Write a page, whole or not at all; returns ``out``. Raises InputError where it cannot be written, or is no name
+    of a page."""
+    page_name(out)
     fresh = out.with_name(f".{out.name}.part")
     try:
         fresh.write_text(page, encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from medmap.card import GOOD_DICE, ModelFolder, choose_scheme, expectation
+from medmap.card import GOOD_DICE, ModelFolder, choose_scheme, expectation, percent
 from medmap.confidence import broken_promises
 from medmap.core.labels import LabelScheme
 from medmap.core.modality import ModalitySet
@@ -57,9 +57,11 @@ class Engine:
             patient.look()
             guesses, notes = patient.guessed(self.known)
         except InputError as error:
-            return {"volumes": [], "chosen": {}, "refused": str(patient.worded(error)), "warnings": []}
+            refused = {"volumes": [], "chosen": {}, "refused": str(patient.worded(error)), "warnings": []}
+            return {**refused, "held_bytes": patient.held_bytes}
         named = guesses if named is None else named
         told: dict[str, Any] = {"volumes": patient.volumes(), "chosen": named, "refused": "", "warnings": []}
+        told["held_bytes"] = patient.held_bytes
         try:
             patient.choose(named, self.known)
             patient.name_case(self.known)
@@ -126,8 +128,9 @@ class Engine:
                 "name": region,
                 "meaning": REGION_NAMES.get(region, ""),
                 "ml": ml,
-                "dice": dice.get(region),
+                "expected": _shown(dice.get(region), "mean"),
                 "good": region not in dice or (dice[region]["mean"] or 0) >= GOOD_DICE,
+                "predicted": _shown(trust["regions"].get(region), "dice"),
                 "trust": trust["regions"].get(region),
             }
             for region, ml in record["volumes_ml"].items()
@@ -167,6 +170,11 @@ def _report(patient: Patient, answer: Answer) -> Path:
     """The page of a mask, told where the images lie, which its record does not say."""
     places = {n: patient.file(key) for n, key in zip(answer.record["inputs"], answer.keys, strict=True)}
     return case_report(answer.mask, images=places)
+
+
+def _shown(row: dict[str, Any] | None, middle: str) -> list[str]:
+    """A Dice and the ends of its interval as the terminal prints them, in %; empty where nobody measured."""
+    return [] if row is None else [percent(row[key]) for key in (middle, "low", "high")]
 
 
 def _trust(told: dict[str, Any] | None) -> dict[str, Any] | None:

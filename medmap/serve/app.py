@@ -137,8 +137,10 @@ def make_app(office: Office) -> FastAPI:
                     held += len(block)
                     out.write(block)
             await run_in_threadpool(patient.take, upload, name)
-        except BaseException:
+        except BaseException as error:
             patient.held_bytes -= held
+            if isinstance(error, OSError | InputError):
+                office.find(id)  # forgotten meanwhile, its folder went
             raise
         finally:
             upload.unlink(missing_ok=True)

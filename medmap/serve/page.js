@@ -2,7 +2,8 @@
 // The page's state is body[data-state]: empty, checking, ready, refused, working, result, failed.
 
 const $ = (id) => document.getElementById(id);
-const page = { patient: "", model: null, sequences: [], frame: 0, turn: 0, limit: 0, bytes: 0 };
+// shown: the sequences of the mask that is on the page; checked: what was said of the images
+const page = { patient: "", model: null, sequences: [], shown: [], checked: [], frame: 0, turn: 0, limit: 0, bytes: 0 };
 
 function put(parent, tag, text, attributes = {}) {
   const made = document.createElement(tag);
@@ -31,20 +32,29 @@ async function said(answer) {
   }
 }
 
-// A job's result; null where a later one has taken its place.
+// A job's result; null where a later one has taken its place, or its patient is gone.
 async function job(path, body, tell) {
   const turn = ++page.turn;
+  try {
+    return await done(turn, page.patient, path, body, tell);
+  } catch (error) {
+    if (turn === page.turn) throw error;
+    return null;
+  }
+}
+
+async function done(turn, patient, path, body, tell) {
   const began = Date.now();
-  const { job: number } = await ask(`/patients/${page.patient}/${path}`, body);
+  const { job: number } = await ask(`/patients/${patient}/${path}`, body);
   for (;;) {
-    const now = await ask(`/patients/${page.patient}/jobs/${number}`);
+    const now = await ask(`/patients/${patient}/jobs/${number}`);
     if (turn !== page.turn || now.state === "gone") return null;
     if (now.state === "done") return now.result;
     if (now.state === "failed") throw new Error(now.text);
     const others = now.before === 1 ? "1 other is" : `${now.before} others are`;
     const seconds = Math.round((Date.now() - began) / 1000);
     tell(now.state === "waiting" && now.before ? `Waiting: ${others} before you` : `${now.text || "Beginning"} …`, seconds);
-    await new Promise((done) => setTimeout(done, 120));
+    await new Promise((go) => setTimeout(go, 120));
   }
 }
 
@@ -58,11 +68,15 @@ function state(name) {
 }
 
 function tellIn(box, text, seconds) {
-  if (!box.querySelector("progress")) box.replaceChildren(document.createElement("span"), document.createElement("progress"));
-  box.querySelector("progress").setAttribute("aria-label", "working");
-  const words = box.querySelector("span");
-  const next = `${text} ${seconds > 2 ? `${seconds} s ` : ""}`;
-  if (words.textContent !== next) words.textContent = next;
+  if (!box.querySelector("progress")) {
+    box.replaceChildren();
+    put(box, "span", "");
+    put(box, "span", "", { "aria-hidden": "true" }); // the box is read out whenever what can be heard of it changes
+    put(box, "progress", "", { "aria-label": "working" });
+  }
+  const [words, clock] = box.querySelectorAll("span");
+  if (words.textContent !== text) words.textContent = text;
+  clock.textContent = seconds > 2 ? ` ${seconds} s ` : " ";
 }
 
 const tellFiles = (text, seconds = 0) => tellIn($("said"), text, seconds);
@@ -84,16 +98,20 @@ async function take(files) {
   state("checking");
   $("result").hidden = true;
   const refused = [];
+  const turn = ++page.turn;
   try {
-    if (!page.patient) page.patient = (await ask("/patients", {})).patient;
+    const patient = page.patient || (await ask("/patients", {})).patient;
+    if (turn !== page.turn) return forget(patient);
+    page.patient = patient;
     for (const [number, file] of files.entries()) {
       tellFiles(`Taking in ${file.name} (${number + 1} of ${files.length}) …`);
-      const place = `/patients/${page.patient}/files?name=${encodeURIComponent(file.name)}`;
-      const answer = await fetch(place, { method: "POST", body: file });
-      if (answer.ok) page.bytes += file.size;
-      else refused.push((await said(answer)).error);
+      const answer = await fetch(`/patients/${patient}/files?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file });
+      const words = answer.ok ? "" : (await said(answer)).error;
+      if (turn !== page.turn) return; // begun anew: these files are nobody's
+      if (words) refused.push(words);
     }
   } catch (error) {
+    if (turn !== page.turn) return;
     refused.push(error.message);
   }
   await check(null, refused);
@@ -102,7 +120,7 @@ async function take(files) {
 async function check(named, refused = []) {
   state("checking");
   $("result").hidden = true;
-  page.frame = 0;
+  Object.assign(page, { shown: [], frame: 0 });
   $("viewer").replaceChildren();
   try {
     const found = await job("check", { named }, tellFiles);
@@ -115,6 +133,7 @@ async function check(named, refused = []) {
 }
 
 function checked(found, refused) {
+  page.bytes = found.held_bytes;
   rows(found);
   const box = $("said");
   const stop = [...refused, ...(found.volumes.length || !refused.length ? [found.refused] : [])].filter(Boolean);
@@ -129,6 +148,7 @@ function checked(found, refused) {
     put(box, "p", `${odd}: ${page.sequences.map(labelOf).join(", ")} of ${found.case}${lacks}.`);
     document.querySelector("[data-made=seg]").hidden = !found.dicom;
   }
+  page.checked = [...box.childNodes];
   state(found.refused ? "refused" : "ready");
 }
 
@@ -157,9 +177,11 @@ function rows(found) {
 const chosen = () => Object.fromEntries(
   [...document.querySelectorAll("#volumes select")].filter((one) => one.value).map((one) => [one.dataset.key, one.value]));
 
+const forget = (patient) => ask(`/patients/${patient}/forget`, {}).catch(() => {});
+
 function anew() {
-  if (page.patient) ask(`/patients/${page.patient}/forget`, {}).catch(() => {});
-  Object.assign(page, { patient: "", sequences: [], frame: 0, turn: page.turn + 1, bytes: 0 });
+  if (page.patient) forget(page.patient);
+  Object.assign(page, { patient: "", sequences: [], shown: [], frame: 0, turn: page.turn + 1, bytes: 0 });
   $("volumes").hidden = $("result").hidden = true;
   $("volumes").tBodies[0].replaceChildren();
   $("viewer").replaceChildren();
@@ -194,13 +216,12 @@ function switched(tick) {
 }
 
 async function segment(box) {
-  const before = [...$("said").childNodes];
   const first = box === $("said");
   state("working");
   try {
     const found = await job("segment", { subset: subset(), frame: page.frame }, (text, seconds) => tellIn(box, text, seconds));
     if (!found) return;
-    if (first) box.replaceChildren(...before);
+    if (first) box.replaceChildren(...page.checked);
     $("result").hidden = false;
     show(found);
     await picture(found);
@@ -208,11 +229,14 @@ async function segment(box) {
     if (first) $("result").scrollIntoView({ block: "start" });
   } catch (error) {
     bad(box, error.message);
+    if (first) box.prepend(...page.checked);
+    if (page.shown.length) for (const tick of ticks()) tick.checked = page.shown.includes(tick.value);
     state("failed");
   }
 }
 
 function show(found) {
+  page.shown = found.subset;
   const body = $("regions").tBodies[0];
   body.replaceChildren();
   for (const region of found.regions) {
@@ -222,7 +246,7 @@ function show(found) {
     const volume = put(row, "td", "");
     put(volume, "b", region.ml.toFixed(1));
     put(volume, "small", "ml");
-    trusted(put(row, "td", ""), region.trust);
+    trusted(put(row, "td", ""), region);
     expected(put(row, "td", ""), region);
   }
   $("trusted").textContent = found.trust
@@ -239,21 +263,19 @@ function show(found) {
   put($("progress"), "span", `From ${found.subset.map(labelOf).join(", ")}${off.length ? `, without ${off.join(", ")}` : ""}; computed in ${found.seconds.toFixed(1)} s.`);
 }
 
-const percent = (value) => (value === null || value === undefined ? "–" : Math.round(100 * value));
-
-function trusted(cell, row) {
+function trusted(cell, { trust: row, predicted: [dice, low, high] }) {
   if (!row) return put(cell, "small", "not measured");
   if (row.why) return put(cell, "small", row.why, { class: "why" });
-  put(cell, "b", percent(row.dice));
-  put(cell, "small", `[${percent(row.low)}, ${percent(row.high)}]`);
+  put(cell, "b", dice);
+  put(cell, "small", `[${low}, ${high}]`);
   return put(put(cell, "small", ""), "span", row.light, { class: `light ${row.light}` });
 }
 
 function expected(cell, region) {
-  if (!region.dice) return put(cell, "small", "not measured");
-  const { mean, low, high } = region.dice;
-  put(cell, "b", percent(mean));
-  put(cell, "small", `[${percent(low)}, ${percent(high)}]`);
+  if (!region.expected.length) return put(cell, "small", "not measured");
+  const [mean, low, high] = region.expected;
+  put(cell, "b", mean);
+  put(cell, "small", `[${low}, ${high}]`);
   // It has its place also where it need not be said, so that nothing moves when a sequence is switched.
   const poor = put(cell, "small", `do not use ${region.name} for volumetry`, { class: "poor" });
   poor.style.visibility = region.good ? "hidden" : "visible";
@@ -282,10 +304,12 @@ async function picture(found) {
 async function carry(what) {
   const box = $("progress");
   const before = [...box.childNodes];
+  const { patient } = page;
   state("working");
   tellIn(box, "Making the file …", 0);
   try {
-    const answer = await fetch(`/patients/${page.patient}/made/${subset().join("+")}/${what}`);
+    const answer = await fetch(`/patients/${patient}/made/${page.shown.join("+")}/${what}`);
+    if (patient !== page.patient) return;
     if (!answer.ok) throw new Error((await said(answer)).error);
     const name = /filename\*=utf-8''([^;]+)/i.exec(answer.headers.get("Content-Disposition"));
     const plain = /filename="([^"]+)"/.exec(answer.headers.get("Content-Disposition"));
@@ -296,6 +320,7 @@ async function carry(what) {
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
     box.replaceChildren(...before);
   } catch (error) {
+    if (patient !== page.patient) return;
     bad(box, error.message);
   }
   state("result");

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class Patient:
     answers: {subset: mask}; they hold for ``chosen``
     witnesses: masks of subsets that say how far an answer can be trusted; they hold for ``chosen``
     shown:   the images that the page has, and a number that changes with them
+    held_bytes: of all that was taken in and not refused
     """
 
     id: str
@@ -104,6 +106,8 @@ class Patient:
             self.study = open_study(self.archive, folder)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FileNotFoundError):  # forgotten meanwhile
+                self.held_bytes -= self.archive.stat().st_size
             self.archive.unlink(missing_ok=True)
             self.archive = None
             raise

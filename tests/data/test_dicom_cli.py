@@ -26,7 +26,7 @@ from made_up_mask import make_mask  # noqa: E402
 
 import medmap  # noqa: E402
 from medmap.cli import console  # noqa: E402
-from medmap.core.labels import SCHEMES  # noqa: E402
+from medmap.core.labels import SCHEMES, LabelScheme  # noqa: E402
 from medmap.core.metrics import dice  # noqa: E402
 
 PATIENT = "PHANTOM-00000-000"
@@ -177,6 +177,21 @@ def test_a_mask_without_tumour_is_a_seg_too(patient: Path, tmp_path: Path) -> No
     seg = pydicom.dcmread(tmp_path / "seg.dcm")
     assert len(seg.SegmentSequence) == 3
     assert not seg.pixel_array.any()
+
+
+def test_a_region_left_out_moves_no_other_to_another_organ_or_colour() -> None:
+    from medmap.data.dicom_seg import _descriptions
+
+    glioma, liver = SCHEMES["brats2023"], SCHEMES["liver"]
+    whole = {each.segment_label: each for each in _descriptions(glioma, list(glioma.regions), "")}
+    for segment in _descriptions(glioma, ["TC", "ET"], ""):
+        assert segment.anatomic_regions[0].meaning == "Brain"
+        colour = whole[segment.segment_label].RecommendedDisplayCIELabValue
+        assert segment.RecommendedDisplayCIELabValue == colour
+    (lesion,) = _descriptions(liver, ["LESION"], "")
+    assert lesion.anatomic_regions[0].meaning == "Liver"
+    other = LabelScheme("own", ("background", "cyst"), {"cyst": 1}, {"CYST": ("cyst",)})
+    assert not _descriptions(other, ["CYST"], "")[0].anatomic_regions
 
 
 def test_a_seg_of_one_file_with_many_frames(patient: Path, tmp_path: Path) -> None:
@@ -346,7 +361,8 @@ def test_other_grids_are_refused_by_the_series_names(patient: Path, tmp_path: Pa
     voxels = np.asarray(image.dataobj)
     study = {"StudyInstanceUID": "1.2.3"}
     write_series(tmp_path / "s" / "a", voxels, image.affine, headers={**study, **HEADERS["t2f"]})
-    write_series(tmp_path / "s" / "b", voxels[:, :-4], image.affine, headers={**study, **HEADERS["t2w"]})
+    other = np.asarray(nib.load(patient / f"{PATIENT}-t2w.nii.gz").dataobj)
+    write_series(tmp_path / "s" / "b", other[:, :-4], image.affine, headers={**study, **HEADERS["t2w"]})
     words = ("predict", "-i", tmp_path / "s", "-o", tmp_path / "seg.nii.gz", "--device", "cpu", "--no-qc")
     said = fails(*words)
     assert "series 5 (t2_tirm_tra_dark-fluid) is 40×48×40 voxels, series 4 (AX T2 TSE) is 40×44×40 voxels" in said

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ pytest.importorskip("dcm2niix", reason="DICOM needs pip install 'medmap[dicom]'"
 from made_up_dicom import HEADERS, write_enhanced, write_series  # noqa: E402
 from pydicom.uid import JPEGLSLossless, RLELossless  # noqa: E402
 
+from medmap.cli.app import explain  # noqa: E402
 from medmap.data import dicom_convert, dicom_zip  # noqa: E402
 from medmap.data.dicom import Study, is_study  # noqa: E402
 from medmap.data.dicom_convert import convert, dicom_order  # noqa: E402
@@ -48,6 +50,14 @@ STRAIGHT = np.diag([2.0, 2.0, 3.0, 1.0])
 def only(study: Study) -> Any:
     (series,) = study.series
     return series
+
+
+def test_without_the_extra_nobody_calls_good_files_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_series(tmp_path / "s", np.ones(SHAPE), STRAIGHT)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(ImportError) as told:
+        read_study(tmp_path / "s")
+    assert explain(told.value).endswith("pydicom is not installed; this part needs it: pip install 'medmap[dicom]'")
 
 
 # ---- voxels and their places ---------------------------------------------------------------------------------------

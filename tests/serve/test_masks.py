@@ -24,7 +24,7 @@ from made_up_page import Page, predicted, served, zipped
 from made_up_scores import GLIOMA, scored
 from typer.testing import CliRunner
 
-from medmap.card import read_model
+from medmap.card import percent, read_model
 from medmap.cli import app as cli
 from medmap.cli import console
 from medmap.confidence import write_confidence
@@ -115,6 +115,8 @@ def test_lights_change_with_a_switch_and_are_those_of_predict(
         predicted(run, {name: files[name] for name in names}, tmp_path / "seg.nii.gz")
         other = read_record(tmp_path / "seg.nii.gz")["confidence"]
         assert {row["name"]: row["trust"] for row in result["regions"]} == other["regions"]
+        for row in result["regions"]:
+            assert row["predicted"] == [percent(row["trust"][key]) for key in ("dice", "low", "high")]
         assert result["trust"] == {"patients": 14, "of_ten": 8, "broken": []}
     first, second = ({row["name"]: row["trust"] for row in result["regions"]} for result in told)
     assert first != second

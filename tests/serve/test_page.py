@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from base64 import b64encode
 from collections.abc import Iterator
@@ -153,9 +154,69 @@ def test_files_are_dropped_and_go_when_the_page_is_left(browser: Browser, files:
     assert [file.name for file in folder.rglob("*flair*")] == ["ann_flair.nii.gz"]
     browser.call("Page.navigate", url="about:blank")
     end = time.monotonic() + 60
-    while list(folder.rglob("*flair*")):
+    # unlike rglob, walk does not mind folders that go while it looks
+    while any("flair" in name for _, _, names in os.walk(folder) for name in names):
         assert time.monotonic() < end, "the patient is still there"
         time.sleep(0.1)
+
+
+SAID = "document.getElementById('said').innerText"
+
+
+def test_what_is_shown_ticked_and_taken_away_is_one_mask(
+    browser: Browser, files: dict[str, Path], downloads: Path
+) -> None:
+    give(browser, *files.values())
+    browser.ask(
+        "window.whole = fetch; window.failing = () => { window.fetch = (place, how) => place.endsWith('/segment')"
+        ' ? Promise.resolve(new Response(\'{"error": "no room"}\', { status: 400 })) : whole(place, how); }'
+    )
+    browser.ask("failing(); document.getElementById('segment').click()")
+    browser.wait(f"{STATE} === 'failed'")
+    assert "Checked" in browser.ask(SAID)
+    assert "no room" in browser.ask(SAID)
+    browser.ask("window.fetch = whole; document.getElementById('segment').click()")
+    until(browser, "result")
+    assert "Checked" in browser.ask(SAID)
+    assert "no room" not in browser.ask(SAID)
+
+    browser.ask("failing(); document.querySelector('#switches input[value=t1c]').click()")
+    browser.wait(f"{STATE} === 'failed'")
+    assert "no room" in browser.ask("document.getElementById('progress').innerText")
+    assert browser.ask("subset()") == list(SEQUENCES)
+    browser.ask("window.fetch = whole; document.querySelector('[data-made=json]').click()")
+    record = downloads / f"{PATIENT}-t1n-t1c-t2w-t2f.medmap.json"
+    end = time.monotonic() + 60
+    while not record.is_file():
+        assert time.monotonic() < end, browser.ask("document.body.innerText")
+        browser.ask("1")
+        time.sleep(0.1)
+
+
+def test_beginning_anew_while_images_come_in_leaves_no_trace_of_them(browser: Browser, files: dict[str, Path]) -> None:
+    browser.ask(
+        "window.whole = window.fetch; window.fetch = (place, how) => place.includes('/files')"
+        " ? new Promise((go) => { window.release = () => go(whole(place, how)); }) : whole(place, how);"
+    )
+    root = browser.call("DOM.getDocument")["root"]["nodeId"]
+    node = browser.call("DOM.querySelector", nodeId=root, selector="#pick")["nodeId"]
+    browser.call("DOM.setFileInputFiles", nodeId=node, files=[str(files["t2f"])])
+    browser.wait("'release' in window")
+    browser.ask("document.getElementById('anew').click(); window.fetch = whole; release()")
+    browser.ask("new Promise((done) => setTimeout(done, 500))")
+    assert (browser.ask(STATE), browser.ask(SAID)) == ("empty", "No image yet.")
+    give(browser, files["t1c"])
+    assert browser.ask(STATE) == "ready"
+    assert browser.ask("document.querySelectorAll('#volumes tbody tr').length") == 1
+    assert browser.ask("page.bytes") == files["t1c"].stat().st_size
+
+
+def test_the_page_says_how_long_without_reading_it_out_and_its_links_keep_the_patient(browser: Browser) -> None:
+    heard = "[...document.querySelectorAll('#said > :not([aria-hidden])')].map((one) => one.textContent).join('')"
+    browser.ask("tellFiles('Segmenting …', 7)")
+    assert "7 s" in browser.ask(SAID)
+    assert browser.ask(heard) == "Segmenting …"
+    assert browser.ask("[...document.links].every((one) => one.target === '_blank' && one.rel === 'noopener')")
 
 
 CONTRAST = """

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import re
+import sys
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -18,6 +21,7 @@ from typer.testing import CliRunner
 
 from medmap.cli import app as cli
 from medmap.cli import console
+from medmap.errors import InputError
 from medmap.serve import uploads
 from medmap.serve.app import PARTS
 from medmap.serve.guard import CSP, MOST_BODY_BYTES
@@ -160,18 +164,33 @@ def test_nothing_stays_whatever_goes_wrong(
     assert list(tmp_path.rglob("*.nii.gz")) == []
 
 
-def bomb(shape: tuple[int, int, int], more: int) -> bytes:
+def bomb(shape: tuple[int, int, int], more: int, offset: int = 352) -> bytes:
     """A NIfTI file that unpacks to more than its header says, or that says too much."""
     header = nib.Nifti1Header()
     header.set_data_shape(shape)
     header.set_data_dtype(np.uint8)
-    header["vox_offset"], header["magic"] = 352, b"n+1"
+    header["vox_offset"], header["magic"] = offset, b"n+1"
     header.set_sform(np.eye(4), 1)
-    return gzip.compress(header.binaryblock + bytes(4) + bytes(more), 1)
+    length = (offset - 352).to_bytes(4, "little")
+    extended = bytes([1, 0, 0, 0]) + length + bytes(4) if offset > 352 else bytes(4)
+    return gzip.compress(header.binaryblock + extended + bytes(more), 1)
+
+
+def test_a_small_file_never_takes_much_memory(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "upload").write_bytes(bomb((8, 8, 8), 2**27, offset=2**27))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"voxels begin at byte 134217728, at most 1,048,576 is taken"):
+        taken_in(tmp_path / "upload", "x.nii.gz", tmp_path / "files")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**23
 
 
 def test_bad_files_are_refused_and_not_kept(page: Page, files: dict[str, Path]) -> None:
     good = files["t2f"].read_bytes()
+    typed = bytearray(gzip.decompress(bomb((8, 8, 8), 512)))
+    typed[70:72] = (999).to_bytes(2, "little")  # the type of voxels
     cases = {
         "no.nii.gz": (b"<html>not an image</html>", "neither NIfTI nor a zip file"),
         "empty.nii": (b"", "neither NIfTI nor a zip file"),
@@ -179,6 +198,8 @@ def test_bad_files_are_refused_and_not_kept(page: Page, files: dict[str, Path]) 
         "cut.nii.gz": (good[: len(good) // 2], "damaged or cut off"),
         "broken.nii.gz": (good[:2000] + bytes(100) + good[2100:], "broken.nii.gz: "),
         "bomb.nii.gz": (bomb((8, 8, 8), 2**26), "unpacks to more than the 8×8×8 voxels of its header"),
+        "kind.nii.gz": (gzip.compress(typed), "damaged header"),
+        "far.nii": (gzip.decompress(bomb((8, 8, 8), 2**22, offset=2**21)), "voxels begin at byte 2097152"),
         "huge.nii.gz": (bomb((30000, 30000, 30000), 8), "at most 134,217,728 are taken"),
     }
     for name, (content, words) in cases.items():
@@ -188,6 +209,14 @@ def test_bad_files_are_refused_and_not_kept(page: Page, files: dict[str, Path]) 
         assert str(page.folder) not in answer.text
         assert page.on_disk() == [], name
     assert page.job(page.begin(files["t2f"]), "check")["result"]["refused"] == ""
+
+
+def test_without_the_extra_a_study_is_told_what_is_lacking(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    told = page.upload(page.begin(), "ann.zip", zipped({"a.dcm": bytes(128) + b"DICM"})).json()["error"]
+    assert told.startswith("ann.zip: a .zip is taken for a DICOM study, and pydicom")
+    assert "pip install 'medmap[dicom]'" in told
+    assert page.on_disk() == []
 
 
 def test_hostile_archives_are_refused_and_not_kept(page: Page) -> None:
@@ -204,6 +233,7 @@ def test_hostile_archives_are_refused_and_not_kept(page: Page) -> None:
         assert page.upload(patient, name, content).status_code == 200
         told = page.job(patient, "check")["result"]
         assert words in told["refused"], told
+        assert told["held_bytes"] == 0
         assert str(page.folder) not in told["refused"]
         assert page.on_disk() == [], name
 
@@ -218,6 +248,29 @@ def test_the_limit_is_of_one_patient(tiny_run: Path, files: dict[str, Path], tmp
     assert len(page.on_disk()) == 1
     page.begin(files["t2f"])
     page.close()
+
+
+def test_what_is_refused_does_not_count(page: Page, files: dict[str, Path]) -> None:
+    patient = page.begin()
+    assert page.upload(patient, "no.nii", b"<html>").status_code == 400
+    assert page.upload(patient, "t2f.nii.gz", files["t2f"].read_bytes()).status_code == 200
+    assert page.job(patient, "check")["result"]["held_bytes"] == files["t2f"].stat().st_size
+
+
+def test_a_patient_may_be_forgotten_while_an_image_comes_in(page: Page, files: dict[str, Path]) -> None:
+    patient, content = page.begin(), files["t2f"].read_bytes()
+
+    def body() -> Iterator[bytes]:
+        yield content[:1000]
+        page.office.forget(patient)
+        yield content[1000:]
+
+    answer = page.client.post(f"/patients/{patient}/files", params={"name": "x.nii.gz"}, content=body())
+    assert (answer.status_code, answer.json()["error"]) == (
+        400,
+        "this patient is no longer here; drop the images again",
+    )
+    assert page.on_disk() == []
 
 
 def test_a_study_does_not_mix_with_files(page: Page, files: dict[str, Path]) -> None:
