@@ -35,6 +35,7 @@ from medmap.data.nifti import sha256, write_mask
 from medmap.data.whole import whole
 from medmap.errors import InputError
 from medmap.inputs import Inputs, read_inputs, read_patient
+from medmap.run import read_run
 from medmap.scale import Staged
 
 if TYPE_CHECKING:
@@ -172,6 +173,7 @@ class Segmenter(Staged[Task, dict[str, Any]]):
         began = time.perf_counter()
         read, answer = computed
         wanted = bool(self.probabilities)
+        kind = np.dtype("float16" if self.probabilities is True else str(self.probabilities)) if wanted else None
         temperature = self._temperature(tuple(read.begun.used)) if wanted else None
         how = {"probabilities": wanted, "clean": self.clean, "temperature": temperature or 1.0}
         prediction = self.predictor.finish(read.begun, answer, **how)
@@ -187,7 +189,7 @@ class Segmenter(Staged[Task, dict[str, Any]]):
             "volumes_ml": volumes_ml,
             "expected": self.model.expected("+".join(prediction.used), self.clean) if self.model else None,
             "confidence": read.trust and _of_this_mask(read.trust, volumes_ml),
-            "probabilities": {"temperature": temperature} if wanted else None,
+            "probabilities": {"type": kind.name, "temperature": temperature} if kind else None,
             "abstain": self.abstain,
             "left_out": read.left_out,
             "warnings": [*read.warnings, *prediction.notes],
@@ -195,7 +197,6 @@ class Segmenter(Staged[Task, dict[str, Any]]):
             "seconds": round(read.seconds + time.perf_counter() - began, 2),
             "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        kind = np.dtype("float16" if self.probabilities is True else str(self.probabilities)) if wanted else None
         earlier = companions(read.task.mask, every.regions, True) if record_path(read.task.mask).is_file() else []
         like = read.task.inputs.reference.path
         return _write(read.task.mask, prediction, scheme, like, record, self.regions, kind, earlier)
@@ -228,16 +229,17 @@ def made_so(
     abstain: float | None,
     clean: bool,
     regions: bool,
-    probabilities: bool,
+    probabilities: str | None,
     trust: bool,
     mask: Path,
     inputs: Inputs,
 ) -> bool:
     """Whether a mask that is there, whole, was made by this model from these very images with these options.
 
-    trust: whether the record must say how far the mask can be trusted
+    probabilities: their type, if there are to be any
+    trust:         whether the record must say how far the mask can be trusted
     """
-    images = inputs.files.images
+    images, settings = inputs.files.images, read_run(model.runs[0])[0].predict
     try:
         record = json.loads(record_path(mask).read_text(encoding="utf-8"))
         if record["mask_sha256"] != sha256(mask) or (trust and record["confidence"] is None):
@@ -246,7 +248,10 @@ def made_so(
         given = {*sequences["used"], *(name for name in sequences["ignored"] if name in model.modalities)}
         if (by, labels, given, record["abstain"]) != (model.weights_sha256, scheme.name, set(images), abstain):
             return False
-        if clean != (record["small_enhancing_tumour_dropped_below_ml"] is not None):
+        how = record["model"]["mirror"], record["small_enhancing_tumour_dropped_below_ml"]
+        if how != (list(settings.mirror), settings.et_min_ml if clean else None):
+            return False
+        if probabilities and record["probabilities"]["type"] != probabilities:
             return False
         for name, was in record["inputs"].items():
             if (was["sha256"], was["resampled"]) != (sha256(images[name].path), name in inputs.moved):
@@ -254,7 +259,7 @@ def made_so(
         told = [region for region in scheme.regions if region not in record["left_out"]]
     except (InputError, OSError, ValueError, KeyError, TypeError):
         return False
-    return all(file.exists() for file in companions(mask, told if regions else (), probabilities))
+    return all(file.exists() for file in companions(mask, told if regions else (), bool(probabilities)))
 
 
 # ---- writing --------------------------------------------------------------------------------------------------
@@ -266,6 +271,7 @@ def about_model(predictor: Predictor, model: ModelFolder | None, agreement: floa
         "networks": len(predictor.networks),
         "device": str(predictor.device),
         "precision": predictor.precision,
+        "mirror": list(predictor.mirror),
         "engine": "torch" if agreement is None else "openvino",
         "engines_agree": agreement,
     }

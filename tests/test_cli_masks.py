@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from made_up_calls import call, fails, works
 
 PATIENT = "PHANTOM-00000-000"
@@ -55,6 +56,21 @@ def test_masks_without_lights_do_not_count_where_lights_are_wanted(tiny_phantoms
     works(*words, "--overwrite")
     assert "1 were there already" in works(*words)
     assert (tmp_path / "masks" / "qc.csv").is_file()
+
+
+def test_masks_made_with_other_settings_do_not_count(tiny_run: Path, tiny_phantoms: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_phantoms / PATIENT, tmp_path / "data" / PATIENT)
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    words = ("predict", "--model", run, "-i", tmp_path / "data", "-o", tmp_path / "masks", "--device", "cpu")
+    works(*words, "--probabilities", "float16")
+    assert "1 were there already" in works(*words, "--probabilities", "float16")
+    assert "1 were there already" in works(*words)
+    assert "with these options" in told(1, *words, "--probabilities", "float32")
+    for key, value in (("et_min_ml", 50.0), ("mirror", [0])):
+        config = yaml.safe_load((tiny_run / "config.yaml").read_text())
+        config["predict"][key] = value
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        assert "with these options" in told(1, *words)
 
 
 def test_one_patients_mask_takes_the_place_of_its_own_kind_only(tiny_run: Path, image: Path, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def predict(
         _refuse_overwriting(writes(out), named.values(), overwrite)
     else:
         trust = qc and read_confidence(known) is not None
-        same = partial(made_so, known, scheme, abstain, not raw, regions, probabilities is not None, trust)
+        same = partial(made_so, known, scheme, abstain, not raw, regions, probabilities, trust)
         plan = _plan(folder, out, known, same, writes, resample, overwrite, bids)
     tasks, skipped, failed = plan.tasks, plan.skipped, plan.failed
     beforehand.room(out, sum(_bytes(task, scheme, regions, probabilities) for task in tasks), "the output")
