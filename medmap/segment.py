@@ -214,7 +214,7 @@ def record_path(mask: Path) -> Path:
     return mask.with_name(f"{stem(mask)}{'' if stem(mask).endswith('_dseg') else '.medmap'}.json")
 
 
-def by_medmap(mask: Path) -> bool:
+def as_made(mask: Path) -> bool:
     """Whether the JSON beside a mask says that medmap made it, and the mask, where there is one, is as it was made."""
     try:
         record = json.loads(record_path(mask).read_text(encoding="utf-8"))

@@ -248,10 +248,10 @@ def _refuse_overwriting(files: list[Path], inputs: Iterable[Path], overwrite: bo
 
 def _stranger(files: list[Path]) -> Path | None:
     """One of a mask's files that is there, unless they are medmap's."""
-    from medmap.segment import by_medmap
+    from medmap.segment import as_made
 
     there = next((file for file in files if file.exists()), None)
-    return None if there is None or by_medmap(files[0]) else there
+    return None if there is None or as_made(files[0]) else there
 
 
 def _refuse_machine(device: str, engine: str) -> None:
