@@ -6,7 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_scores import BRAIN, GLIOMA, ID, SHAPE, card_of, prepared_store, tumour, write_folder, write_made_up_run
+from made_up_scores import (
+    BRAIN,
+    GLIOMA,
+    ID,
+    SHAPE,
+    card_of,
+    prepared_store,
+    tumour,
+    write_folder,
+    write_image,
+    write_made_up_run,
+)
 from scipy import ndimage
 
 from medmap.baseline import (
@@ -20,7 +31,6 @@ from medmap.core.labels import LabelScheme
 from medmap.core.metrics import METRICS, dice
 from medmap.core.modality import ModalitySet
 from medmap.data.layouts import read_case, recognise
-from medmap.data.nifti import write_volume
 from medmap.data.preprocess import prepare_case
 from medmap.data.store import Store
 from medmap.errors import CheckpointError, InputError
@@ -41,7 +51,7 @@ def data_of(root: Path, codes: dict[str, np.ndarray], brightness: dict[str, floa
     """Patients with a FLAIR only."""
     folder = write_folder(root, codes, dict.fromkeys(codes, ("t2f",)))
     for case, by in brightness.items():
-        write_volume(root / case / f"{case}-t2f.nii.gz", flair(tumour(), by), np.diag([2.0, 2.0, 2.0, 1.0]))
+        write_image(root / case / f"{case}-t2f.nii.gz", flair(tumour(), by), np.diag([2.0, 2.0, 2.0, 1.0]))
     return prepared_store(folder)
 
 

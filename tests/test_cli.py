@@ -199,7 +199,8 @@ def test_quiet_leaves_the_answer_and_verbose_adds_words(tiny_phantoms: Path, tmp
     assert [line.split()[0] for line in quiet.stdout.splitlines()] == [f"{tmp_path / 'a'}:", "store"]
     assert quiet.stderr == ""
     loud = call("prepare", tiny_phantoms, "-o", tmp_path / "b", "-v")
-    assert [line.split()[1] for line in loud.stderr.splitlines()] == ["1/3", "2/3", "3/3"]
+    said = [" ".join(line.split()[:2]) for line in loud.stderr.splitlines()]
+    assert said == [f"{doing} {n}/3" for doing in ("checking", "preparing") for n in (1, 2, 3)]
     assert "next: medmap train" in loud.stdout
 
 

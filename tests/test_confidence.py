@@ -374,7 +374,7 @@ def test_probabilities_are_tempered_and_the_mask_is_not(run: Path, tiny_phantoms
     assert sha256(tmp_path / "seg.nii.gz") == sha256(tmp_path / "plain.nii.gz")
     for name, expected in (("plain", None), ("seg", temperature)):
         record = json.loads((tmp_path / f"{name}.medmap.json").read_text())
-        assert record["probabilities"] == {"temperature": expected}
+        assert record["probabilities"] == {"type": "float32", "temperature": expected}
     with np.load(tmp_path / "plain-probabilities.npz") as was, np.load(tmp_path / "seg-probabilities.npz") as now:
         classes = [1 - was["WT"], was["TC"] - was["ET"], was["WT"] - was["TC"], was["ET"]]
         q = tempered(np.maximum(classes, 0).astype(np.float32), temperature)
