@@ -28,7 +28,8 @@ class Oracle:
 
     def __init__(self, classes: NDArray[np.uint8], notes: tuple[str, ...] = ()) -> None:
         self.card = SimpleNamespace(modalities=GLIOMA_MRI, scheme=SCHEMES["brats2023"])
-        self.networks, self.device, self.precision, self.et_min_ml = (None,), "cpu", "fp32", 0.5
+        self.networks, self.device, self.precision = (None,), "cpu", "fp32"
+        self.mirror, self.et_min_ml = (), 0.5
         self.classes, self.notes = classes, notes
 
     def usable(self, names: Any) -> Any:

@@ -44,7 +44,8 @@ class Mirror:
 
     def __init__(self, known: ModalitySet = GLIOMA_MRI) -> None:
         self.card = SimpleNamespace(modalities=known, scheme=SCHEMES["brats2023"])
-        self.networks, self.device, self.precision, self.et_min_ml = (None,), "cpu", "fp32", 0.5
+        self.networks, self.device, self.precision = (None,), "cpu", "fp32"
+        self.mirror, self.et_min_ml = (), 0.5
         self.case: Case | None = None
 
     def usable(self, names: Any) -> ModalitySet:
