@@ -22,9 +22,9 @@ from medmap.align import AlignedSegmenter, build_segmenter
 from medmap.card import SHIPPED
 from medmap.config import AlignConfig, ModelConfig
 from medmap.core.case import Prepared
+from medmap.core.counted import Counted
 from medmap.core.memory import keep_freed_memory
 from medmap.core.modality import ModalitySet
-from medmap.counted import Counted
 from medmap.data.layouts import recognise
 from medmap.data.preprocess import prepare_case
 from medmap.data.store import Store, write_store

@@ -34,8 +34,8 @@ from medmap.align import AlignedSegmenter
 from medmap.compiled import Compiled
 from medmap.core.box import Box, Index3
 from medmap.core.case import Prepared
+from medmap.core.counted import Counted
 from medmap.core.modality import ModalitySet
-from medmap.counted import Counted
 from medmap.errors import InputError
 from medmap.latents import KeptLatents, SequenceLatents
 from medmap.models.backbone import Encoded, blank

@@ -15,7 +15,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +31,7 @@ from medmap.core.stats import bootstrap_interval
 from medmap.core.temperature import Voxels
 from medmap.core.witnesses import CLEANED
 from medmap.data.store import Store
+from medmap.data.whole import whole
 from medmap.errors import InputError
 from medmap.run import write_text
 
@@ -174,14 +174,12 @@ def write_voxels(out: Path, answers: Sequence[Voxels]) -> None:
     if not answers:
         (out / VOXELS).unlink(missing_ok=True)
         return
-    fresh = out / f".{VOXELS}"
-    with ZipFile(fresh, "w", ZIP_DEFLATED) as archive:
+    with whole(out / VOXELS) as (fresh,), ZipFile(fresh, "w", ZIP_DEFLATED) as archive:
         _add(archive, "patients", [np.array([answer.patient for answer in answers], dtype=str)])
         _add(archive, "kinds", [np.array([answer.kind for answer in answers], dtype=str)])
         _add(archive, "counts", [np.array([len(answer.truth) for answer in answers])])
         _add(archive, "log_p", [answer.log_p for answer in answers])
         _add(archive, "truth", [answer.truth for answer in answers])
-    os.replace(fresh, out / VOXELS)
 
 
 def _add(archive: ZipFile, name: str, parts: Sequence[NDArray[Any]]) -> None:

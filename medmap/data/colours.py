@@ -5,11 +5,11 @@ The colours are from Okabe and Ito's palette, which people tell apart whatever c
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from medmap.core.labels import LabelScheme
+from medmap.data.whole import whole
 from medmap.errors import InputError
 
 CLASS_COLOURS = {
@@ -103,9 +103,8 @@ def write_colours(folder: Path, scheme: LabelScheme) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for ending, text in VIEWERS.items():
             file = folder / f"{scheme.name}{ending}"
-            fresh = file.with_name(f".{file.name}.{os.getpid()}")
-            fresh.write_text(text(scheme), encoding="utf-8")
-            os.replace(fresh, file)
+            with whole(file) as (fresh,):
+                fresh.write_text(text(scheme), encoding="utf-8")
             made.append(file)
     except OSError as error:
         raise InputError(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from markupsafe import Markup
 
 from medmap import __version__
 from medmap.card import fraction
+from medmap.data.whole import whole
 from medmap.errors import InputError
 from medmap.figures.style import label, number
 
@@ -47,13 +46,10 @@ def write_page(page: str, out: Path) -> Path:
     """Write a page, whole or not at all; returns ``out``. Raises InputError where it cannot be written, or is no name
     of a page."""
     page_name(out)
-    fresh = out.with_name(f".{out.name}.part")
     try:
-        fresh.write_text(page, encoding="utf-8")
-        os.replace(fresh, out)
+        with whole(out) as (fresh,):
+            fresh.write_text(page, encoding="utf-8")
     except OSError as error:
-        with suppress(OSError):
-            fresh.unlink()
         raise InputError(
             f"{out}: the report cannot be written ({error.strerror}); name a file in a folder you may write to: -o FILE"
         ) from error

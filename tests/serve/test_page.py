@@ -67,6 +67,15 @@ def key(browser: Browser, name: str, code: int, text: str = "") -> None:
     browser.call("Input.dispatchKeyEvent", type="keyUp", **said)
 
 
+def downloaded(browser: Browser, file: Path) -> None:
+    """Wait until the browser has left a file; asked, it goes on with what it does."""
+    end = time.monotonic() + 60
+    while not file.is_file():
+        assert time.monotonic() < end, browser.ask("document.body.innerText")
+        browser.ask("1")
+        time.sleep(0.1)
+
+
 def until(browser: Browser, state: str) -> None:
     browser.wait(f"['{state}', 'failed'].includes({STATE})")
     assert browser.ask(STATE) == state, browser.ask("document.body.innerText")
@@ -100,11 +109,7 @@ def test_upload_switch_and_take_away(
 
     browser.ask("document.querySelector('[data-made=mask]').click()")
     mask = downloads / f"{PATIENT}-t1n-t2w-t2f.nii.gz"
-    end = time.monotonic() + 60
-    while not mask.is_file():
-        assert time.monotonic() < end, browser.ask("document.body.innerText")
-        browser.ask("1")
-        time.sleep(0.1)
+    downloaded(browser, mask)
     named = [word for name in ("t1n", "t2w", "t2f") for word in (f"--{name}", str(files[name]))]
     argv = ["predict", "--model", str(tiny_run), *named, "--device", "cpu", "--precision", "fp32"]
     answer = CliRunner().invoke(cli, [*argv, "-o", str(tmp_path / "seg.nii.gz")])
@@ -185,12 +190,7 @@ def test_what_is_shown_ticked_and_taken_away_is_one_mask(
     assert "no room" in browser.ask("document.getElementById('progress').innerText")
     assert browser.ask("subset()") == list(SEQUENCES)
     browser.ask("window.fetch = whole; document.querySelector('[data-made=json]').click()")
-    record = downloads / f"{PATIENT}-t1n-t1c-t2w-t2f.medmap.json"
-    end = time.monotonic() + 60
-    while not record.is_file():
-        assert time.monotonic() < end, browser.ask("document.body.innerText")
-        browser.ask("1")
-        time.sleep(0.1)
+    downloaded(browser, downloads / f"{PATIENT}-t1n-t1c-t2w-t2f.medmap.json")
 
 
 def test_beginning_anew_while_images_come_in_leaves_no_trace_of_them(browser: Browser, files: dict[str, Path]) -> None:

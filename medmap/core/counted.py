@@ -1,5 +1,8 @@
 """The memory that a computation takes, counted: of the tensors that it makes, so many bytes live at a time."""
 
+# mypy: allow-untyped-calls
+# torch does not type what is inherited and called here.
+
 from __future__ import annotations
 
 from typing import Any

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from medmap.counted import Counted
+from medmap.core.counted import Counted
 
 
 def test_what_lives_at_a_time_is_counted() -> None:
